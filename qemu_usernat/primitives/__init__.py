@@ -1,0 +1,1 @@
+"""The vocabulary that every room shares: addresses, sequence numbers, time, errors, counters."""
