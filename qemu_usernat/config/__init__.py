@@ -1,0 +1,31 @@
+"""Configuration: what the user asked for, as values that have been checked.
+
+A configuration file (TOML) and the command line meet here and leave as one frozen
+`Config`. Everything below receives plain values or the `Network`; nothing below reads a
+file, an environment variable or an option again. Every mistake becomes a `UserError`
+that names the file or option, the key, the value, and what is allowed.
+"""
+
+from qemu_usernat.config.configuration import Config, read_config
+from qemu_usernat.config.endpoints import (
+    Endpoint,
+    FdEndpoint,
+    TcpEndpoint,
+    UnixEndpoint,
+    default_endpoint,
+    parse_endpoint,
+)
+from qemu_usernat.config.network import Network, SettingError
+
+__all__ = [
+    "Config",
+    "Endpoint",
+    "FdEndpoint",
+    "Network",
+    "SettingError",
+    "TcpEndpoint",
+    "UnixEndpoint",
+    "default_endpoint",
+    "parse_endpoint",
+    "read_config",
+]

@@ -1,0 +1,271 @@
+"""The two ways a setting arrives, TOML and command line, joined into one `Config`.
+
+One table, `_SETTINGS`, says of each key where it stands, how its value is read and what
+is allowed; file and options go through it alike, so that they cannot differ and a
+mistake reads the same from both. An option wins over the file, key by key.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from qemu_usernat.config.endpoints import (
+    Endpoint,
+    UnixEndpoint,
+    default_endpoint,
+    is_decimal,
+    parse_endpoint,
+)
+from qemu_usernat.config.network import Network, SettingError, Upstream
+from qemu_usernat.primitives.addresses import MacAddress, parse_mac
+from qemu_usernat.primitives.errors import UserError
+
+DNS_PORT = 53  # RFC 1035, 4.2
+
+_TABLE = "network"
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All that the user asked for, checked."""
+
+    listen: tuple[Endpoint, ...] = ()
+    connect: tuple[UnixEndpoint, ...] = ()
+    verbose: bool = False
+    network: Network = attrs.Factory(Network)
+
+
+def read_config(
+    file: Path | None, options: Mapping[str, Any], *, listen: Endpoint | None = None
+) -> Config:
+    """The configuration that `file` and the command line's `options` make together.
+
+    `options` maps a key's name to its raw value as TOML would hold it, and holds only
+    what was given. `listen` is the endpoint where neither names one; without it, the
+    user's default endpoint, unless there is something to connect to instead.
+
+    UserError for every mistake: the file cannot be read or is not TOML, a key is
+    unknown, a value is not allowed, values do not go together.
+    """
+    given = _from_file(file) if file else {}
+    given |= {key: (f"--{key.replace('_', '-')}", value) for key, value in options.items()}
+    values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
+
+    top = {key: values.pop(key) for key in ("listen", "connect", "verbose") if key in values}
+    try:
+        network = Network(**values)
+    except SettingError as error:
+        # A default is never wrong by itself: it clashes with something that was given.
+        origin = given[error.key][0] if error.key in given else f"{error.key} (by default)"
+        raise UserError(f"{origin} is {error.value}; allowed: {error.allowed}") from error
+    if not top.get("listen"):
+        if listen is not None:
+            top["listen"] = (listen,)
+        elif not top.get("connect"):
+            top["listen"] = (default_endpoint(os.environ, os.getuid()),)
+    return Config(network=network, **top)
+
+
+# ---- the file ----------------------------------------------------------------------
+
+
+def _from_file(path: Path) -> dict[str, tuple[str, Any]]:
+    """Key to (what to call it in a message, raw value), for every key of the file."""
+    document = _parse_toml(path)
+    table = document.pop(_TABLE, {})
+    if not isinstance(table, dict):
+        raise UserError(f'{path}: key "{_TABLE}" is {_show(table)}; allowed: a table [{_TABLE}]')
+    return _known_keys(path, "", document.items()) | _known_keys(path, _TABLE, table.items())
+
+
+def _parse_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not TOML: not UTF-8 at byte {error.start}") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        line = int(place[1]) if place else text.count("\n") + 1
+        message = re.sub(r" \(at [^()]*\)$", "", str(error))
+        raise UserError(f"{path}:{line}: is not TOML: {message}") from error
+
+
+def _known_keys(
+    path: Path, table: str, items: Iterable[tuple[str, Any]]
+) -> dict[str, tuple[str, Any]]:
+    here = [key for key, setting in _SETTINGS.items() if setting.table == table]
+    known: dict[str, tuple[str, Any]] = {}
+    for written, value in items:
+        origin = f'{path}: key "{table + "." if table else ""}{written}"'
+        key = written.replace("-", "_")
+        if key in known:
+            raise UserError(f"{origin} is given twice, with a dash and with an underscore")
+        if key not in here:
+            raise UserError(f"{origin} is not known; {_hint(key, table, here)}")
+        known[key] = (origin, value)
+    return known
+
+
+def _hint(key: str, table: str, here: list[str]) -> str:
+    """What the writer of an unknown key may have meant, and what is allowed there."""
+    tables = [] if table else [f"[{_TABLE}]"]
+    allowed = f"allowed {'in ' if table else ''}here: {', '.join(sorted(here) + tables)}"
+    if key in _SETTINGS:
+        place = f"in the table [{_TABLE}]" if _SETTINGS[key].table else f"above [{_TABLE}]"
+        return f"it belongs {place}; {allowed}"
+    close = difflib.get_close_matches(key, [*here, *([] if table else [_TABLE])], n=1)
+    return f'did you mean "{close[0]}"? {allowed}' if close else allowed
+
+
+# ---- one value ---------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Setting:
+    """A key: its table in the file ("" for the top), its reader, what it allows.
+
+    The reader raises ValueError for what is not allowed, or UserError where it knows
+    better words.
+    """
+
+    table: str
+    read: Callable[[Any], Any]
+    allowed: str
+
+
+def _read(setting: _Setting, origin: str, raw: Any) -> Any:
+    try:
+        return setting.read(raw)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    except ValueError as error:
+        why = f" ({error})" if str(error) else ""
+        message = f"{origin} is {_show(raw)}{why}; allowed: {setting.allowed}"
+        raise UserError(message) from error
+
+
+def _show(raw: Any) -> str:
+    """A value as TOML would write it, near enough for a message."""
+    if isinstance(raw, bool):
+        return str(raw).lower()
+    if isinstance(raw, str):
+        return f'"{raw}"'
+    if isinstance(raw, dict):
+        return "a table"
+    if isinstance(raw, (list, tuple)):
+        return "[" + ", ".join(map(_show, raw)) + "]"
+    return str(raw)
+
+
+def _text(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise ValueError
+    return raw
+
+
+def _texts(raw: Any) -> tuple[str, ...]:
+    """One string or a list of them: most people have one socket and one resolver."""
+    if isinstance(raw, str):
+        return (raw,)
+    if not isinstance(raw, (list, tuple)):
+        raise ValueError
+    return tuple(_text(item) for item in raw)
+
+
+def _whole_number(raw: Any) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int):
+        raise ValueError
+    return raw
+
+
+def _truth(raw: Any) -> bool:
+    if not isinstance(raw, bool):
+        raise ValueError
+    return raw
+
+
+def _endpoints(raw: Any) -> tuple[Endpoint, ...]:
+    return tuple(parse_endpoint(text) for text in _texts(raw))
+
+
+def _unix_endpoints(raw: Any) -> tuple[UnixEndpoint, ...]:
+    endpoints = _endpoints(raw)
+    unix = tuple(endpoint for endpoint in endpoints if isinstance(endpoint, UnixEndpoint))
+    if len(unix) != len(endpoints):
+        raise ValueError
+    return unix
+
+
+def _subnet(raw: Any) -> IPv4Network:
+    text = _text(raw)
+    if "/" not in text:
+        raise ValueError("the prefix length is missing")
+    network = IPv4Network(text, strict=False)
+    if not is_decimal(text.partition("/")[2]):
+        raise ValueError("the prefix is not a number of bits")
+    if str(network.network_address) != text.partition("/")[0]:
+        raise ValueError(f"an address inside {network}, not the subnet itself")
+    return network
+
+
+def _address(raw: Any) -> IPv4Address:
+    return IPv4Address(_text(raw))
+
+
+def _mac(raw: Any) -> MacAddress:
+    return parse_mac(_text(raw))
+
+
+def _domain(raw: Any) -> str:
+    return _text(raw).lower()  # RFC 4343: names compare without case
+
+
+def _upstreams(raw: Any) -> tuple[Upstream, ...]:
+    return tuple(_upstream(text) for text in _texts(raw))
+
+
+def _upstream(text: str) -> Upstream:
+    bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", text)
+    if bracketed:
+        address, port = bracketed[1], bracketed[2]
+    elif text.count(":") == 1:
+        address, port = text.split(":")
+    else:
+        address, port = text, None
+    if port is None:
+        return ip_address(address), DNS_PORT
+    if not is_decimal(port):
+        raise ValueError(f'"{port}" is not a port')
+    return ip_address(address), int(port)
+
+
+_ENDPOINTS = "endpoints, each as one string, or a list of them"
+_IPV4 = "an IPv4 address, like 10.0.2.2"
+
+_SETTINGS = {
+    "connect": _Setting("", _unix_endpoints, "unix:PATH, or a list of such strings"),
+    "dns": _Setting("", _upstreams, "ADDRESS or ADDRESS:PORT ([IPV6]:PORT), or a list of them"),
+    "host_loopback": _Setting("", _truth, "true or false"),
+    "listen": _Setting("", _endpoints, _ENDPOINTS),
+    "mtu": _Setting("", _whole_number, "a whole number of bytes"),
+    "verbose": _Setting("", _truth, "true or false"),
+    "subnet": _Setting(_TABLE, _subnet, "an IPv4 subnet, like 10.0.2.0/24"),
+    "gateway": _Setting(_TABLE, _address, _IPV4),
+    "nameserver": _Setting(_TABLE, _address, _IPV4),
+    "first_lease": _Setting(_TABLE, _address, _IPV4),
+    "last_lease": _Setting(_TABLE, _address, _IPV4),
+    "lease_time": _Setting(_TABLE, _whole_number, "a whole number of seconds"),
+    "domain": _Setting(_TABLE, _domain, "a domain name, like internal"),
+    "gateway_mac": _Setting(_TABLE, _mac, "a MAC address, like 52:55:0a:00:02:02"),
+}

@@ -1,0 +1,161 @@
+"""The guest's network: addresses, lease, MTU, upstream resolvers.
+
+Each value has a default that follows from the others, so that a subnet alone is a
+complete network down to a /30 (RFC 950 leaves two addresses there: the gateway, which
+is then its own name server, and one guest). Owns what may be combined with what; how
+a value is written in a file or an option belongs to `configuration`.
+"""
+
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from typing import TypeAlias
+
+import attrs
+
+from qemu_usernat.primitives.addresses import MacAddress, format_mac
+from qemu_usernat.primitives.errors import UserError
+
+DEFAULT_SUBNET = IPv4Network("10.0.2.0/24")
+PREFIX_SHORTEST = 8
+PREFIX_LONGEST = 30  # /31 and /32 leave no room for a gateway and a guest
+MTU_MINIMUM = 576  # bytes; RFC 791: what every host must accept
+MTU_MAXIMUM = 65520  # bytes; a frame of 65534, below IPv4's 65535 in total, a multiple of 16
+LEASE_TIME_MAXIMUM = 0xFFFFFFFF  # seconds; RFC 2131, 3.3: for ever
+DOMAIN_MAXIMUM = 189  # characters; RFC 1035's 253, less a label of 63 and its dot
+GATEWAY_MAC_PREFIX = b"\x52\x55"  # locally administered; the prefix QEMU users know
+
+_DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+
+Upstream: TypeAlias = tuple[IPv4Address | IPv6Address, int]
+"""A resolver of the host's world: address and port."""
+
+
+class SettingError(UserError):
+    """One value of the network does not fit, by itself or beside the others."""
+
+    def __init__(self, key: str, value: str, allowed: str) -> None:
+        super().__init__(f"{key} is {value}; allowed: {allowed}")
+        self.key = key
+        self.value = value
+        self.allowed = allowed
+
+
+def _checked_subnet(subnet: IPv4Network) -> IPv4Network:
+    """A converter and no validator: the defaults that follow are reckoned from the subnet."""
+    first = subnet.network_address
+    if not PREFIX_SHORTEST <= subnet.prefixlen <= PREFIX_LONGEST:
+        raise SettingError(
+            "subnet", f"{subnet}", f"a prefix from /{PREFIX_SHORTEST} to /{PREFIX_LONGEST}"
+        )
+    if first.is_loopback or first.is_multicast or first.is_reserved or first.packed[0] == 0:
+        raise SettingError("subnet", f"{subnet}", "a subnet of unicast addresses")
+    return subnet
+
+
+def _default_nameserver(network: "Network") -> IPv4Address:
+    candidate = network.subnet.network_address + 3
+    return candidate if network.is_usable(candidate) else network.gateway
+
+
+def _default_first_lease(network: "Network") -> IPv4Address:
+    candidate = network.subnet.network_address + 15
+    if network.is_usable(candidate) and candidate <= network.last_lease:
+        return candidate
+    lowest = network.subnet.network_address + 1
+    ours = (network.gateway, network.nameserver)
+    free = (lowest + step for step in range(3) if lowest + step not in ours)
+    candidate = next(free)
+    # In a /30 whose two addresses are both ours there is none: the lease check says so.
+    return candidate if network.is_usable(candidate) else lowest
+
+
+@attrs.frozen(kw_only=True)
+class Network:
+    """One guest network, complete and consistent: `SettingError` (a UserError) if not.
+
+    `lease_time` is in seconds, `mtu` in bytes of IP packet. `first_lease` to
+    `last_lease` is inclusive; `gateway` and `nameserver` are never leased even where
+    they lie between. An empty `dns` means the host's own resolvers. `host_loopback`
+    makes the gateway's address reach the host's 127.0.0.1.
+    """
+
+    subnet: IPv4Network = attrs.field(default=DEFAULT_SUBNET, converter=_checked_subnet)
+    gateway: IPv4Address = attrs.Factory(
+        lambda self: self.subnet.network_address + 2, takes_self=True
+    )
+    nameserver: IPv4Address = attrs.Factory(_default_nameserver, takes_self=True)
+    last_lease: IPv4Address = attrs.Factory(
+        lambda self: self.subnet.broadcast_address - 1, takes_self=True
+    )
+    first_lease: IPv4Address = attrs.Factory(_default_first_lease, takes_self=True)
+    lease_time: int = 86400
+    mtu: int = MTU_MAXIMUM
+    domain: str = "internal"
+    gateway_mac: MacAddress = attrs.Factory(
+        lambda self: GATEWAY_MAC_PREFIX + self.gateway.packed, takes_self=True
+    )
+    dns: tuple[Upstream, ...] = ()
+    host_loopback: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self._check_addresses()
+        self._check_leases()
+        self._check_the_rest()
+
+    def is_usable(self, address: IPv4Address) -> bool:
+        """Whether a host may have that address: in the subnet, not its first, not its last."""
+        return self.subnet.network_address < address < self.subnet.broadcast_address
+
+    def _check_addresses(self) -> None:
+        subnet, first = self.subnet, self.subnet.network_address
+        usable = (
+            f"an address inside {subnet} other than {first} (the subnet itself) "
+            f"and {subnet.broadcast_address} (broadcast)"
+        )
+        for key in ("gateway", "nameserver", "first_lease", "last_lease"):
+            address = getattr(self, key)
+            if not self.is_usable(address):
+                raise SettingError(key, f"{address}", usable)
+
+    def _check_leases(self) -> None:
+        if self.first_lease > self.last_lease:
+            raise SettingError(
+                "first_lease", f"{self.first_lease}", f"at most last_lease, {self.last_lease}"
+            )
+        count = int(self.last_lease) - int(self.first_lease) + 1
+        ours = {self.gateway, self.nameserver}
+        taken = sum(self.first_lease <= address <= self.last_lease for address in ours)
+        if taken == count:
+            raise SettingError(
+                "first_lease",
+                f"{self.first_lease}",
+                f"a range up to last_lease, {self.last_lease}, that holds an address besides "
+                f"the gateway {self.gateway} and the nameserver {self.nameserver}",
+            )
+
+    def _check_the_rest(self) -> None:
+        if not 1 <= self.lease_time <= LEASE_TIME_MAXIMUM:
+            raise SettingError(
+                "lease_time", f"{self.lease_time}", f"seconds from 1 to {LEASE_TIME_MAXIMUM}"
+            )
+        if not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
+            raise SettingError("mtu", f"{self.mtu}", f"bytes from {MTU_MINIMUM} to {MTU_MAXIMUM}")
+        if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
+            raise SettingError(
+                "domain",
+                f'"{self.domain}"',
+                "labels of a-z, 0-9 and inner dashes, joined by dots, "
+                f"at most {DOMAIN_MAXIMUM} characters, like internal or lab.internal",
+            )
+        mac = self.gateway_mac
+        if len(mac) != 6 or mac[0] & 1 or not any(mac):
+            raise SettingError(
+                "gateway_mac",
+                format_mac(mac),
+                "the six bytes of a unicast address, like 52:55:0a:00:02:02",
+            )
+        for address, port in self.dns:
+            if address.is_unspecified or address.is_multicast or not 1 <= port <= 65535:
+                raise SettingError(
+                    "dns", f"{address} port {port}", "a unicast address and a port from 1 to 65535"
+                )
