@@ -1,0 +1,123 @@
+"""Frames for the guest, ready for the stream: length, Ethernet header, packet, padding.
+
+QEMU's stream carries each frame behind a 4-byte big-endian length. Writing it here, with the
+header that is being packed anyway, costs nothing; so everything this room emits begins with it.
+Frames are padded with zeros to the 60 bytes that Ethernet asks for (RFC 894).
+
+A `SegmentTemplate` knows everything about a TCP flow that does not change: what is left for
+each segment is one `pack` and the sum of its payload, which is not copied.
+"""
+
+from struct import Struct
+
+from qemu_usernat.primitives.addresses import Address, MacAddress
+from qemu_usernat.wire.checksum import partial, pseudo_header
+from qemu_usernat.wire.packets import ETHERTYPE_IPV4, TCP, Buffer
+
+FRAME_MINIMUM = 60  # bytes without the frame check sequence (IEEE 802.3)
+ETHERNET_HEADER = 14  # bytes
+
+_STREAM_AND_ETHERNET = Struct(">I6s6sH")
+
+# Stream length; MAC addresses, ethertype, version, TOS; total length; identification and DF;
+# TTL and protocol; checksum; addresses and ports; sequence; acknowledgment; offset and flags;
+# window; checksum; urgent pointer.
+_SEGMENT = Struct(">I16sHIHH12sIIHHHH")
+_HEADERS = ETHERNET_HEADER + 20 + 20  # bytes before options and payload
+
+# RFC 6864: an atomic datagram needs no identification.
+_UNIDENTIFIED_DONT_FRAGMENT = 0x0000_4000
+_TTL_64_TCP = 64 << 8 | TCP
+
+_JOINED_BELOW = 256  # bytes: copying less than this is cheaper than one more buffer to send
+
+
+def framed(destination: MacAddress, source: MacAddress, ethertype: int, *content: Buffer) -> bytes:
+    """One Ethernet frame as the stream carries it; `content` is joined and padded."""
+    length = ETHERNET_HEADER + sum(map(len, content))
+    padding = bytes(max(0, FRAME_MINIMUM - length))
+    head = _STREAM_AND_ETHERNET.pack(length + len(padding), destination, source, ethertype)
+    return b"".join((head, *content, padding))
+
+
+class SegmentTemplate:
+    """The headers of one TCP flow's segments towards the guest (RFC 9293, 3.1).
+
+    IPv4 with DF set, identification 0 and TTL 64: a segment fits the link or is not sent.
+    """
+
+    __slots__ = ("_addresses", "_ethernet", "_ip_sum", "_tcp_sum")
+
+    def __init__(
+        self,
+        guest_mac: MacAddress,
+        gateway_mac: MacAddress,
+        host_address: Address,
+        host_port: int,
+        guest_address: Address,
+        guest_port: int,
+    ) -> None:
+        ports = host_port.to_bytes(2, "big") + guest_port.to_bytes(2, "big")
+        self._ethernet = guest_mac + gateway_mac + ETHERTYPE_IPV4.to_bytes(2, "big") + b"\x45\0"
+        self._addresses = host_address + guest_address + ports
+        self._ip_sum = (
+            0x4500
+            + _UNIDENTIFIED_DONT_FRAGMENT
+            + _TTL_64_TCP
+            + partial(host_address + guest_address)
+        )
+        self._tcp_sum = pseudo_header(host_address, guest_address, TCP, 0) + host_port + guest_port
+
+    def append(
+        self,
+        out: list[Buffer],
+        sequence: int,
+        acknowledgment: int,
+        flags: int,
+        window: int,
+        payload: Buffer = b"",
+        options: bytes = b"",
+    ) -> int:
+        """Append one segment to `out` and return how many bytes that was, stream length included.
+
+        `options` are padded to a multiple of 4 by the caller, at most 40 bytes; all of the packet
+        is at most 65535 bytes. A small payload is joined to its header, a large one is appended as
+        it is: it must not change before it is sent.
+        """
+        length = 20 + len(options) + len(payload)
+        control = 0x5000 + (len(options) << 10) + flags
+        # A header's sum is never 0, so the remainder of its negative is its checksum.
+        header = _SEGMENT.pack(
+            max(length + 34, FRAME_MINIMUM),
+            self._ethernet,
+            length + 20,
+            _UNIDENTIFIED_DONT_FRAGMENT,
+            _TTL_64_TCP,
+            -(self._ip_sum + length + 20) % 0xFFFF,
+            self._addresses,
+            sequence,
+            acknowledgment,
+            control,
+            window,
+            -(
+                self._tcp_sum
+                + length
+                + sequence
+                + acknowledgment
+                + control
+                + window
+                + partial(options)
+                + partial(payload)
+            )
+            % 0xFFFF,
+            0,
+        )
+        if length < 26:
+            out.append((header + options + payload).ljust(4 + FRAME_MINIMUM, b"\0"))
+            return 4 + FRAME_MINIMUM
+        if len(payload) < _JOINED_BELOW:
+            out.append(header + options + payload)
+        else:
+            out.append(header + options if options else header)
+            out.append(payload)
+        return length + 38
