@@ -1,0 +1,193 @@
+"""Several guests, a pool of any size, any order of messages, clocks that jump: no address twice.
+
+The model is what a person with a notebook would keep: who was acknowledged which address, until
+when. It shares no code with the server.
+"""
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from qemu_usernat.gateway import dhcp
+from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer, DhcpSettings
+from qemu_usernat.primitives.addresses import ANY_IPV4
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.dhcp import DhcpMessage
+
+LEASE_TIME = 600
+GUESTS = [bytes([0x52, 0x54, 0, 0, 0, n]) for n in range(6)]
+BASE = int.from_bytes(bytes([10, 0, 2, 0]), "big")
+
+guests = st.sampled_from(GUESTS)
+host_parts = st.integers(0, 40)
+
+
+def at(host_part: int) -> bytes:
+    return (BASE + host_part).to_bytes(4, "big")
+
+
+class Segment(RuleBasedStateMachine):
+    """One segment with its server."""
+
+    @initialize(prefix=st.integers(24, 30), data=st.data())
+    def build(self, prefix: int, data: st.DataObject) -> None:
+        size = 1 << (32 - prefix)
+        usable = st.integers(1, size - 2)
+        gateway, nameserver = data.draw(usable), data.draw(usable)
+        first, last = sorted((data.draw(usable), data.draw(usable)))
+        self.gateway = at(gateway)
+        self.forbidden = {at(0), at(size - 1), at(gateway), at(nameserver)}
+        self.pool = {at(n) for n in range(first, last + 1)} - self.forbidden
+        self.now = 0.0
+        self.held: dict[bytes, tuple[bytes, float]] = {}
+        self.offered: dict[bytes, bytes] = {}
+        self.declined: dict[bytes, float] = {}
+        self.server = DhcpServer(
+            DhcpSettings(
+                server_address=self.gateway,
+                prefix_length=prefix,
+                router=self.gateway,
+                dns_servers=(at(nameserver),),
+                # The ends of the network are in the range: the server must know better.
+                first=at(first if first > 1 else 0),
+                last=at(last if last < size - 2 else size - 1),
+                reserved=frozenset(),
+                mtu=1500,
+                lease_time=LEASE_TIME,
+                domain="internal",
+            ),
+            Counters(),
+        )
+
+    def ask(
+        self, kind: int, guest: bytes, options: dict[int, bytes], ciaddr: bytes = ANY_IPV4
+    ) -> DhcpReply | None:
+        return self.server.answer(
+            DhcpMessage(
+                operation=dhcp.BOOT_REQUEST,
+                transaction_id=1,
+                seconds=0,
+                broadcast=False,
+                client_address=ciaddr,
+                your_address=ANY_IPV4,
+                server_address=ANY_IPV4,
+                relay_address=ANY_IPV4,
+                client_mac=guest,
+                options={dhcp.MESSAGE_TYPE: bytes([kind])} | options,
+            ),
+            self.now,
+        )
+
+    def holder(self, address: bytes) -> bytes | None:
+        """The guest that was acknowledged this address and still may use it."""
+        for guest, (held, expires) in self.held.items():
+            if held == address and expires > self.now:
+                return guest
+        return None
+
+    def check_given(self, reply: DhcpReply, guest: bytes) -> bytes:
+        address = reply.message.your_address
+        assert address in self.pool
+        assert self.holder(address) in (None, guest)
+        assert self.declined.get(address, 0.0) <= self.now
+        return address
+
+    def check_answer(self, reply: DhcpReply | None, guest: bytes, address: bytes) -> None:
+        assert reply is not None
+        kind = reply.message.options[dhcp.MESSAGE_TYPE][0]
+        if kind == dhcp.ACK:
+            assert self.check_given(reply, guest) == address
+            self.held[guest] = (address, self.now + LEASE_TIME)
+        else:
+            assert kind == dhcp.NAK
+            # A guest that renews what it holds is never turned away.
+            assert self.holder(address) != guest
+
+    @rule(guest=guests, wish=st.none() | host_parts)
+    def discover(self, guest: bytes, wish: int | None) -> None:
+        options = {} if wish is None else {dhcp.REQUESTED_ADDRESS: at(wish)}
+        reply = self.ask(dhcp.DISCOVER, guest, options)
+        if reply is None:
+            assert self.holder_of_none_free(guest)
+            return
+        assert reply.message.options[dhcp.MESSAGE_TYPE] == bytes([dhcp.OFFER])
+        self.offered[guest] = self.check_given(reply, guest)
+
+    def holder_of_none_free(self, guest: bytes) -> bool:
+        """Silence is right only if each address is leased, resting, or offered to another."""
+        spoken_for = {address for other, address in self.offered.items() if other != guest}
+        return all(
+            self.holder(address) not in (None, guest)
+            or self.declined.get(address, 0.0) > self.now
+            or address in spoken_for
+            for address in self.pool
+        )
+
+    @rule(guest=guests)
+    def take_the_offer(self, guest: bytes) -> None:
+        if guest not in self.offered:
+            return
+        address = self.offered.pop(guest)
+        options = {dhcp.REQUESTED_ADDRESS: address, dhcp.SERVER_IDENTIFIER: self.gateway}
+        self.check_answer(self.ask(dhcp.REQUEST, guest, options), guest, address)
+
+    @rule(guest=guests)
+    def go_elsewhere(self, guest: bytes) -> None:
+        options = {dhcp.REQUESTED_ADDRESS: at(9), dhcp.SERVER_IDENTIFIER: bytes([192, 0, 2, 1])}
+        assert self.ask(dhcp.REQUEST, guest, options) is None
+        self.offered.pop(guest, None)
+
+    @rule(guest=guests, host_part=host_parts)
+    def reboot(self, guest: bytes, host_part: int) -> None:
+        address = at(host_part)
+        reply = self.ask(dhcp.REQUEST, guest, {dhcp.REQUESTED_ADDRESS: address})
+        self.check_answer(reply, guest, address)
+
+    @rule(guest=guests)
+    def renew(self, guest: bytes) -> None:
+        if guest in self.held:
+            address = self.held[guest][0]
+            self.check_answer(self.ask(dhcp.REQUEST, guest, {}, address), guest, address)
+
+    @rule(guest=guests, host_part=host_parts)
+    def renew_what_is_not_mine(self, guest: bytes, host_part: int) -> None:
+        address = at(host_part)
+        self.check_answer(self.ask(dhcp.REQUEST, guest, {}, address), guest, address)
+
+    @rule(guest=guests, victim=guests)
+    def release(self, guest: bytes, victim: bytes) -> None:
+        """Anybody may try to release anybody's address; only the holder does."""
+        if victim in self.held:
+            address = self.held[victim][0]
+            options = {dhcp.SERVER_IDENTIFIER: self.gateway}
+            assert self.ask(dhcp.RELEASE, guest, options, address) is None
+            if guest == victim:
+                del self.held[guest]
+
+    @rule(guest=guests, victim=guests)
+    def decline(self, guest: bytes, victim: bytes) -> None:
+        """Anybody may try to decline anybody's address; only the holder does."""
+        if victim in self.held and self.holder(self.held[victim][0]) == victim:
+            address = self.held[victim][0]
+            options = {dhcp.SERVER_IDENTIFIER: self.gateway, dhcp.REQUESTED_ADDRESS: address}
+            assert self.ask(dhcp.DECLINE, guest, options) is None
+            if guest == victim:
+                del self.held[guest]
+                self.declined[address] = self.now + 1.0
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 29.0, 31.0, 599.0, 601.0, 1e4, 1e7]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def no_address_is_held_twice(self) -> None:
+        if not hasattr(self, "held"):
+            return
+        live = [address for address, expires in self.held.values() if expires > self.now]
+        assert len(live) == len(set(live))
+
+
+Segment.TestCase.settings = hypothesis_settings(
+    max_examples=200, stateful_step_count=40, deadline=None
+)
+TestSegment = Segment.TestCase

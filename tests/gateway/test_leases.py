@@ -1,0 +1,26 @@
+"""The address pool where a guest does its worst."""
+
+from qemu_usernat.gateway.leases import OFFER_TIME, RECORDS_MAXIMUM, LeasePool
+from qemu_usernat.primitives.addresses import parse_address
+
+
+def test_a_flood_of_invented_clients_costs_bounded_memory() -> None:
+    """In a /8 a hostile guest cannot make the pool remember millions of clients."""
+    pool = LeasePool(parse_address("10.0.0.15"), parse_address("10.255.255.254"), frozenset())
+    offered = [pool.offer(n.to_bytes(4, "big"), None, 0.0) for n in range(RECORDS_MAXIMUM + 100)]
+    assert len(set(offered[:RECORDS_MAXIMUM])) == RECORDS_MAXIMUM
+    assert offered[RECORDS_MAXIMUM:] == [None] * 100
+    far = parse_address("10.200.0.1")
+    assert not pool.bind(b"late", far, 60.0, 0.0)
+    assert pool.offer(b"later", None, OFFER_TIME) == offered[0]
+
+
+def test_a_client_whose_record_went_to_another_starts_afresh() -> None:
+    """When an expired address was given on, its former client does not get it back."""
+    only = parse_address("10.0.2.1")
+    pool = LeasePool(only, only, frozenset())
+    assert pool.bind(b"first", only, 60.0, 0.0)
+    assert pool.bind(b"second", only, 60.0, 60.0)
+    assert pool.offer(b"first", None, 61.0) is None
+    assert not pool.bind(b"first", only, 60.0, 61.0)
+    assert not pool.release(b"first", only, 61.0)
