@@ -37,7 +37,11 @@ def listener(endpoint: UnixEndpoint) -> Iterator[Listener]:
 def dial(endpoint: UnixEndpoint) -> socket.socket:
     """QEMU, connecting."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(endpoint.path)
+    try:
+        sock.connect(endpoint.path)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
