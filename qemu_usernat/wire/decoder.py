@@ -37,15 +37,11 @@ def decode(frame: Buffer) -> Frame:
     frame = bytes(frame)
     guard.check_ethernet(frame)
     ethernet = ImpactPacket.Ethernet(frame[:14])
-    content: Arp | IpPacket
-    if ethernet.get_ether_type() == ETHERTYPE_ARP:
-        content = _arp(frame[14:])
-    else:
-        content = _ipv4(frame[14:])
+    is_arp = ethernet.get_ether_type() == ETHERTYPE_ARP
     return Frame(
         destination=bytes(ethernet.get_ether_dhost()),
         source=bytes(ethernet.get_ether_shost()),
-        content=content,
+        content=_arp(frame[14:]) if is_arp else _ipv4(frame[14:]),
     )
 
 

@@ -22,8 +22,7 @@ _STREAM_AND_ETHERNET = Struct(">I6s6sH")
 # Stream length; MAC addresses, ethertype, version, TOS; total length; identification and DF;
 # TTL and protocol; checksum; addresses and ports; sequence; acknowledgment; offset and flags;
 # window; checksum; urgent pointer.
-_SEGMENT = Struct(">I16sHIHH12sIIHHHH")
-_HEADERS = ETHERNET_HEADER + 20 + 20  # bytes before options and payload
+_pack_segment = Struct(">I16sHIHH12sIIHHHH").pack
 
 # RFC 6864: an atomic datagram needs no identification.
 _UNIDENTIFIED_DONT_FRAGMENT = 0x0000_4000
@@ -62,6 +61,7 @@ class SegmentTemplate:
         self._addresses = host_address + guest_address + ports
         self._ip_sum = (
             0x4500
+            + 20
             + _UNIDENTIFIED_DONT_FRAGMENT
             + _TTL_64_TCP
             + partial(host_address + guest_address)
@@ -86,30 +86,25 @@ class SegmentTemplate:
         """
         length = 20 + len(options) + len(payload)
         control = 0x5000 + (len(options) << 10) + flags
+        total = self._tcp_sum + length + sequence + acknowledgment + control + window
+        if payload:
+            total += partial(payload)
+        if options:
+            total += partial(options)
         # A header's sum is never 0, so the remainder of its negative is its checksum.
-        header = _SEGMENT.pack(
-            max(length + 34, FRAME_MINIMUM),
+        header = _pack_segment(
+            length + 34 if length > 26 else FRAME_MINIMUM,
             self._ethernet,
             length + 20,
             _UNIDENTIFIED_DONT_FRAGMENT,
             _TTL_64_TCP,
-            -(self._ip_sum + length + 20) % 0xFFFF,
+            -(self._ip_sum + length) % 0xFFFF,
             self._addresses,
             sequence,
             acknowledgment,
             control,
             window,
-            -(
-                self._tcp_sum
-                + length
-                + sequence
-                + acknowledgment
-                + control
-                + window
-                + partial(options)
-                + partial(payload)
-            )
-            % 0xFFFF,
+            -total % 0xFFFF,
             0,
         )
         if length < 26:
