@@ -170,25 +170,33 @@ class DhcpServer:
 
     def answer(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """What the client is told, or None: silence, counted where it is not by the protocol."""
+        out_of_place = self._out_of_place(message)
+        if out_of_place is not None:
+            self.counters.count(out_of_place)
+            return None
+        return self._conversations[message.options[MESSAGE_TYPE]](message, now)
+
+    def _out_of_place(self, message: DhcpMessage) -> str | None:
+        """Why a message is not for this server at all: the name of its counter."""
         if message.operation != BOOT_REQUEST:
-            return self._ignore("dhcp.not_a_request")
+            return "dhcp.not_a_request"
         if message.relay_address != ANY_IPV4:
-            return self._ignore("dhcp.relayed")
+            return "dhcp.relayed"
         if MESSAGE_TYPE not in message.options:
-            return self._ignore("dhcp.bootp")
-        conversation = self._conversations.get(message.options[MESSAGE_TYPE])
-        if conversation is None:
-            return self._ignore("dhcp.unknown_type")
+            return "dhcp.bootp"
+        if message.options[MESSAGE_TYPE] not in self._conversations:
+            return "dhcp.unknown_type"
         if len(message.options.get(CLIENT_IDENTIFIER, b"")) > 255:
-            return self._ignore("dhcp.long_client_identifier")
-        return conversation(message, now)
+            return "dhcp.long_client_identifier"
+        return None
 
     def _on_discover(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """DHCPDISCOVER (RFC 2131, 4.3.1), answered by an offer, or by the lease (RFC 4039)."""
         client = _client_key(message)
         address = self._leases.offer(client, message.options.get(REQUESTED_ADDRESS), now)
         if address is None:
-            return self._ignore("dhcp.pool_exhausted")
+            self.counters.count("dhcp.pool_exhausted")
+            return None
         if RAPID_COMMIT not in message.options:
             return self._reply(message, OFFER, address)
         self._leases.bind(client, address, self.settings.lease_time, now)
@@ -204,10 +212,12 @@ class DhcpServer:
         server = message.options.get(SERVER_IDENTIFIER)
         if server is not None and server != self.settings.server_address:
             self._leases.withdraw_offer(client, now)
-            return self._ignore("dhcp.other_server")
+            self.counters.count("dhcp.other_server")
+            return None
         address = message.options.get(REQUESTED_ADDRESS, message.client_address)
         if len(address) != 4 or address == ANY_IPV4:
-            return self._ignore("dhcp.request_without_address")
+            self.counters.count("dhcp.request_without_address")
+            return None
         if not self._leases.bind(client, address, self.settings.lease_time, now):
             return self._refuse(message, b"this address is not yours here")
         return self._reply(message, ACK, address)
@@ -215,31 +225,28 @@ class DhcpServer:
     def _on_decline(self, message: DhcpMessage, now: float) -> None:
         """DHCPDECLINE (RFC 2131, 4.3.3): somebody else uses the address."""
         address = message.options.get(REQUESTED_ADDRESS, b"")
-        if not self._is_for_us(message) or not self._leases.decline(
+        declined = self._is_for_us(message) and self._leases.decline(
             _client_key(message), address, now
-        ):
-            return self._ignore("dhcp.decline_of_unknown")
-        return self._ignore("dhcp.declined")
+        )
+        self.counters.count("dhcp.declined" if declined else "dhcp.decline_of_unknown")
 
     def _on_release(self, message: DhcpMessage, now: float) -> None:
         """DHCPRELEASE (RFC 2131, 4.3.4): the address is free, its client remembered."""
-        if not self._is_for_us(message) or not self._leases.release(
+        released = self._is_for_us(message) and self._leases.release(
             _client_key(message), message.client_address, now
-        ):
-            return self._ignore("dhcp.release_of_unknown")
-        return None
+        )
+        if not released:
+            self.counters.count("dhcp.release_of_unknown")
 
     def _on_inform(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """DHCPINFORM (RFC 2131, 4.3.5): parameters for an address that was set by hand."""
         if not self.settings.contains(message.client_address):
-            return self._ignore("dhcp.inform_from_elsewhere")
+            self.counters.count("dhcp.inform_from_elsewhere")
+            return None
         return self._reply(message, ACK, None)
 
     def _is_for_us(self, message: DhcpMessage) -> bool:
         return message.options.get(SERVER_IDENTIFIER) == self.settings.server_address
-
-    def _ignore(self, reason: str) -> None:
-        self.counters.count(reason)
 
     def _reply(
         self,
@@ -342,7 +349,7 @@ def _blank_reply(message: DhcpMessage) -> DhcpMessage:
 
 
 def _client_key(message: DhcpMessage) -> bytes:
-    """What the lease goes by: the client identifier (2 bytes or more, RFC 2132, 9.14) or its like."""
+    """What the lease goes by: the client identifier (of 2 bytes or more) or its like."""
     identifier = message.options.get(CLIENT_IDENTIFIER, b"")
     return identifier if len(identifier) >= 2 else _ETHERNET + message.client_mac
 

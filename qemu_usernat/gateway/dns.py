@@ -1,0 +1,227 @@
+"""The DNS forwarder (RFC 1035, 5452, 7766): the guest's queries, asked of the host's resolvers.
+
+It answers what is its zone's and what is no proper query, and passes on the rest: a query's bytes
+go upstream as they came but for the identifier, an answer's bytes come back but for identifier
+and capitals. It caches nothing, so nothing can be stale and nothing poisoned.
+
+Sockets are the asker's affair: it sees that an answer comes from the address that was asked, at
+the port that asked. Here identifier and question are compared.
+
+An upstream that does not answer in `PATIENCE` is not given up, the next one is asked as well and
+the first good answer wins. One that fails, or answers SERVFAIL or REFUSED, is. A sole upstream is
+asked twice, in case a datagram was lost.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from attrs import define, field, frozen
+
+from qemu_usernat.gateway import dns_message
+from qemu_usernat.gateway.dns_message import Query
+from qemu_usernat.gateway.dns_zone import Zone
+from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.errors import Malformed
+from qemu_usernat.primitives.time import NEVER, SECOND
+
+PATIENCE = 2 * SECOND
+"""How long one upstream is waited for before the next is asked: less than a guest's own 5 s
+(resolv.conf), so that the second is heard in time."""
+
+PENDING_MAXIMUM = 1024
+"""Queries under way at once; each has a socket of the host's, or several."""
+
+UDP_PAYLOAD_MAXIMUM = 65507
+"""Bytes in one UDP datagram over IPv4, whatever size a guest says it takes."""
+
+_ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
+
+Upstream = tuple[Address, int]
+"""Address and port of a resolver."""
+
+ReplyCallback = Callable[[bytes], None]
+
+
+class Asker(Protocol):
+    """Puts queries to upstreams, and tells the forwarder by `DnsForwarder.on_answer`."""
+
+    def ask(self, upstream: Upstream, transport: str, message: bytes, token: int) -> bool:
+        """Send `message`; False if it could not even be sent, and then nothing is told.
+
+        Else every message that comes from there is told, until `forget`; None in its place, and
+        the question is forgotten, if it is known that none will come.
+        """
+
+    def forget(self, token: int) -> None:
+        """No answer is wanted any more; a token unknown by now is no mistake."""
+
+
+@frozen
+class _Question:
+    """One query to one upstream."""
+
+    pending: "_Pending"
+    upstream: Upstream
+    identifier: int
+
+
+@define(eq=False)
+class _Pending:
+    """A guest's query that waits: who is still to be asked, who was, and until when."""
+
+    query: Query
+    message: bytes
+    transport: str
+    reply: ReplyCallback
+    untried: list[Upstream]
+    tokens: set[int] = field(factory=set)
+    refusal: bytes | None = None
+    deadline: float = NEVER
+
+
+@define
+class DnsForwarder:
+    """One segment's name server. `random_id()` gives unpredictable identifiers, 0 to 65535."""
+
+    zone: Zone
+    upstreams: Sequence[Upstream]
+    asker: Asker
+    random_id: Callable[[], int]
+    counters: Counters
+    _questions: dict[int, _Question] = field(factory=dict, init=False)
+    # All wait equally long, so the order of asking is the order of deadlines.
+    _waiting: dict[_Pending, None] = field(factory=dict, init=False)
+    _last_token: int = field(default=0, init=False)
+
+    def on_query(self, message: bytes, transport: str, reply: ReplyCallback, now: float) -> bool:
+        """Answer a guest's message by one call of `reply`, at once or later.
+
+        False if there will be none, because the message is no query at all. `transport` is "udp"
+        or "tcp": how it came, how it goes on, and how large an answer may be.
+        """
+        if len(message) < dns_message.HEADER_LENGTH or dns_message.is_response(message):
+            self.counters.count("dns.not_a_query")
+            return False
+        self._answer_or_forward(message, transport, reply, now)
+        return True
+
+    def on_answer(self, token: int, message: bytes | None, now: float) -> None:
+        """An upstream's message, or None: that one failed (refused, unreachable, closed)."""
+        question = self._questions.get(token)
+        if question is None:
+            return
+        pending = question.pending
+        if message is None:
+            self.counters.count("dns.upstream_failed")
+            self._give_up(token, now)
+        elif not dns_message.is_answer_to(pending.query, question.identifier, message):
+            self.counters.count("dns.mismatched_answer")
+            # On a connection nothing better follows; a datagram may be anybody's.
+            if pending.transport == "tcp":
+                self._give_up(token, now)
+        elif dns_message.rcode_of(message) in (dns_message.SERVFAIL, dns_message.REFUSED):
+            self.counters.count("dns.upstream_refused")
+            pending.refusal = message
+            self._give_up(token, now)
+        else:
+            self._finish(pending, message)
+
+    def deadline(self) -> float:
+        """When `on_deadline` is due; NEVER while nothing waits."""
+        return next((pending.deadline for pending in self._waiting), NEVER)
+
+    def on_deadline(self, now: float) -> None:
+        """Ask the next upstream for each query that has waited long enough, or fail it."""
+        while self.deadline() <= now:
+            pending = next(iter(self._waiting))
+            if not self._ask_next(pending, now):
+                self.counters.count("dns.timeout")
+                self._finish(pending, pending.refusal)
+
+    def _answer_or_forward(
+        self, message: bytes, transport: str, reply: ReplyCallback, now: float
+    ) -> None:
+        """The decision about a query, in the order of what can be known of it."""
+        if not dns_message.is_standard_query(message):
+            self.counters.count("dns.not_implemented")
+            reply(dns_message.bare_error(message, dns_message.NOTIMP))
+            return
+        try:
+            query = dns_message.read_query(message)
+        except Malformed as malformed:
+            self.counters.count(malformed.reason)
+            reply(dns_message.bare_error(message, dns_message.FORMERR))
+            return
+        if query.record_type in _ZONE_TRANSFERS:
+            self.counters.count("dns.zone_transfer")
+            reply(dns_message.reply(query, dns_message.REFUSED))
+            return
+        known = self.zone.answer(query)
+        if known is not None:
+            reply(known)
+            return
+        self._forward(query, message, transport, reply, now)
+
+    def _forward(
+        self, query: Query, message: bytes, transport: str, reply: ReplyCallback, now: float
+    ) -> None:
+        if len(self._waiting) >= PENDING_MAXIMUM:
+            self.counters.count("dns.too_many_queries")
+            reply(dns_message.reply(query, dns_message.SERVFAIL))
+            return
+        untried = list(dict.fromkeys(self.upstreams))
+        if len(untried) == 1:
+            untried *= 2
+        pending = _Pending(query, message, transport, reply, untried)
+        if not self._ask_next(pending, now):
+            self.counters.count("dns.no_upstream")
+            self._finish(pending, None)
+
+    def _ask_next(self, pending: _Pending, now: float) -> bool:
+        """Ask the first untried upstream that can be asked; False if there is none."""
+        while pending.untried:
+            upstream = pending.untried.pop(0)
+            self._last_token += 1
+            token, identifier = self._last_token, self.random_id()
+            message = dns_message.with_identifier(pending.message, identifier)
+            if self.asker.ask(upstream, pending.transport, message, token):
+                self._questions[token] = _Question(pending, upstream, identifier)
+                pending.tokens.add(token)
+                self._wait(pending, now)
+                return True
+            self.counters.count("dns.upstream_failed")
+        return False
+
+    def _wait(self, pending: _Pending, now: float) -> None:
+        self._waiting.pop(pending, None)
+        self._waiting[pending] = None
+        pending.deadline = now + PATIENCE
+
+    def _give_up(self, token: int, now: float) -> None:
+        """That upstream is out for this query; the next one, if it was the last hope."""
+        question = self._questions[token]
+        pending = question.pending
+        self._forget(pending, token)
+        pending.untried = [other for other in pending.untried if other != question.upstream]
+        if not self._ask_next(pending, now) and not pending.tokens:
+            self._finish(pending, pending.refusal)
+
+    def _finish(self, pending: _Pending, message: bytes | None) -> None:
+        """Answer the guest by an upstream's message, or by SERVFAIL where there is none."""
+        self._waiting.pop(pending, None)
+        for token in tuple(pending.tokens):
+            self._forget(pending, token)
+        query = pending.query
+        if message is None:
+            pending.reply(dns_message.reply(query, dns_message.SERVFAIL))
+            return
+        answer = dns_message.for_guest(query, message)
+        if pending.transport == "udp" and len(answer) > min(query.udp_size, UDP_PAYLOAD_MAXIMUM):
+            answer = dns_message.truncated(query, answer)
+        pending.reply(answer)
+
+    def _forget(self, pending: _Pending, token: int) -> None:
+        pending.tokens.discard(token)
+        del self._questions[token]
+        self.asker.forget(token)

@@ -1,0 +1,237 @@
+"""DNS messages (RFC 1035), as little of them as a forwarder has to understand.
+
+A guest's query is read as far as its question and its EDNS record (RFC 6891), by dnspython's
+name parser and with every length checked. An upstream's message is never parsed to be passed on:
+it is compared, header and question, and its bytes go through, so record types that nobody has
+heard of pass as well. `read_query` raises only `Malformed`.
+"""
+
+from struct import Struct
+from typing import Final
+
+import dns.exception
+import dns.name
+import dns.rdataclass
+import dns.rdatatype
+import dns.wire
+from attrs import frozen
+
+from qemu_usernat.primitives.errors import Malformed
+
+HEADER_LENGTH: Final = 12  # bytes (RFC 1035, 4.1.1)
+
+# Flag bits of the second word (RFC 1035, 4.1.1)
+QR: Final = 0x8000
+AA: Final = 0x0400
+TC: Final = 0x0200
+RD: Final = 0x0100
+RA: Final = 0x0080
+CD: Final = 0x0010  # RFC 4035
+OPCODE_MASK: Final = 0x7800
+RCODE_MASK: Final = 0x000F
+
+# Response codes (RFC 1035, 4.1.1)
+NOERROR: Final = 0
+FORMERR: Final = 1
+SERVFAIL: Final = 2
+NXDOMAIN: Final = 3
+NOTIMP: Final = 4
+REFUSED: Final = 5
+
+UDP_SIZE_MINIMUM: Final = 512
+"""Bytes of a UDP answer that everybody takes (RFC 1035, 2.3.4; RFC 6891, 6.2.3)."""
+
+RECORDS_MAXIMUM: Final = 8
+"""Records that a query may carry; it has use for two, an OPT and a signature (RFC 8945)."""
+
+UDP_SIZE_OURS: Final = 1232
+"""Bytes of a UDP query that we invite: what fits any IPv6 path unfragmented."""
+
+_HEADER = Struct("!HHHHHH")
+_QUESTION_END = Struct("!HH")  # type, class
+_RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
+_DNSSEC_OK = 0x8000  # in the TTL field of an OPT record (RFC 3225)
+_OWNER_IS_QUESTION = b"\xc0\x0c"  # a pointer to the first name (RFC 1035, 4.1.4)
+
+
+@frozen
+class Query:
+    """A guest's query: one question.
+
+    `question` is its section as it came, capitals and all. `udp_size` is how large a UDP answer
+    may be, in bytes. `has_edns` and `dnssec_ok` tell of its OPT record.
+    """
+
+    identifier: int
+    flags: int
+    question: bytes
+    name: dns.name.Name
+    record_type: int
+    record_class: int
+    udp_size: int
+    has_edns: bool
+    dnssec_ok: bool
+
+
+def read_query(message: bytes) -> Query:
+    """Read a message of at least `HEADER_LENGTH` bytes that is a query.
+
+    Malformed("dns.malformed") unless it has exactly one question, at most `RECORDS_MAXIMUM`
+    records that end where the message ends, and at most one OPT among them (RFC 6891, 6.1.1).
+    """
+    identifier, flags, questions, *others = _HEADER.unpack_from(message)
+    if questions != 1 or sum(others) > RECORDS_MAXIMUM:
+        raise Malformed("dns.malformed")
+    parser = dns.wire.Parser(message, HEADER_LENGTH)
+    try:
+        name = dns.name.from_wire_parser(parser)
+        record_type, record_class = parser.get_struct("!HH")
+        end_of_question = parser.current
+        edns = _read_records(parser, sum(others))
+    except dns.exception.DNSException:
+        raise Malformed("dns.malformed") from None
+    question = message[HEADER_LENGTH:end_of_question]
+    # A question whose name is a pointer could not be echoed.
+    if len(question) != sum(len(label) + 1 for label in name.labels) + _QUESTION_END.size:
+        raise Malformed("dns.malformed")
+    size, options = edns if edns is not None else (UDP_SIZE_MINIMUM, 0)
+    return Query(
+        identifier=identifier,
+        flags=flags,
+        question=question,
+        name=name,
+        record_type=record_type,
+        record_class=record_class,
+        udp_size=max(UDP_SIZE_MINIMUM, size),
+        has_edns=edns is not None,
+        dnssec_ok=bool(options & _DNSSEC_OK),
+    )
+
+
+def _read_records(parser: dns.wire.Parser, count: int) -> tuple[int, int] | None:
+    """Skip `count` records to the end of the message; (class, TTL) of the OPT among them."""
+    edns = None
+    for _ in range(count):
+        dns.name.from_wire_parser(parser)
+        record_type, record_class, ttl, length = parser.get_struct("!HHIH")
+        parser.get_bytes(length)
+        if record_type == dns.rdatatype.OPT:
+            if edns is not None:
+                raise Malformed("dns.malformed")
+            edns = record_class, ttl
+    if parser.remaining():
+        raise Malformed("dns.malformed")
+    return edns
+
+
+def is_response(message: bytes) -> bool:
+    """Whether the header says so: such a message is never answered."""
+    return bool(message[2] << 8 & QR)
+
+
+def is_standard_query(message: bytes) -> bool:
+    """Opcode 0: no inverse query, status, notification or update."""
+    return not message[2] << 8 & OPCODE_MASK
+
+
+def bare_error(message: bytes, rcode: int) -> bytes:
+    """An answer to a query of which only the header can be read: a header."""
+    identifier, flags = _HEADER.unpack_from(message)[:2]
+    return _HEADER.pack(identifier, QR | flags & (OPCODE_MASK | RD) | rcode, 0, 0, 0, 0)
+
+
+def reply(
+    query: Query,
+    rcode: int,
+    answers: list[bytes] | None = None,
+    authority: list[bytes] | None = None,
+    *,
+    authoritative: bool = False,
+) -> bytes:
+    """An answer of our own, of records that `record` made; with EDNS if the query has it."""
+    answers, authority = answers or [], authority or []
+    additional = []
+    if query.has_edns:
+        options = _DNSSEC_OK if query.dnssec_ok else 0
+        opt = _RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, options, 0)
+        additional.append(b"\0" + opt)
+    flags = QR | query.flags & (RD | CD) | RA | rcode | (AA if authoritative else 0)
+    counts = 1, len(answers), len(authority), len(additional)
+    header = _HEADER.pack(query.identifier, flags, *counts)
+    return b"".join((header, query.question, *answers, *authority, *additional))
+
+
+def record(record_type: int, ttl: int, data: bytes, owner: dns.name.Name | None = None) -> bytes:
+    """A resource record of class IN; its owner is the question's name unless given."""
+    name = _OWNER_IS_QUESTION if owner is None else owner.to_wire() or b"\0"
+    return name + _RECORD.pack(record_type, dns.rdataclass.IN, ttl, len(data)) + data
+
+
+def with_identifier(message: bytes, identifier: int) -> bytes:
+    """The same message under another identifier."""
+    return identifier.to_bytes(2, "big") + message[2:]
+
+
+def is_answer_to(query: Query, identifier: int, message: bytes) -> bool:
+    """Whether an upstream's `message` answers `query`, asked under `identifier` (RFC 5452, 9.1).
+
+    Names are equal whatever their capitals. A server that did not understand the question may
+    leave it out, if it says so by its response code.
+    """
+    if len(message) < HEADER_LENGTH:
+        return False
+    its_identifier, flags, questions = _HEADER.unpack_from(message)[:3]
+    if its_identifier != identifier or not flags & QR or flags & OPCODE_MASK:
+        return False
+    if questions == 0:
+        return flags & RCODE_MASK in (FORMERR, SERVFAIL, NOTIMP, REFUSED)
+    echoed = message[HEADER_LENGTH : HEADER_LENGTH + len(query.question)]
+    return questions == 1 and _folded(echoed) == _folded(query.question)
+
+
+def _folded(question: bytes) -> bytes:
+    """The question with its name in lower case.
+
+    Lengths of labels are below 64 and no letters; type and class may look like letters.
+    """
+    name_ends = len(question) - _QUESTION_END.size
+    return question[:name_ends].lower() + question[name_ends:]
+
+
+def rcode_of(message: bytes) -> int:
+    """The response code in the header."""
+    return message[3] & RCODE_MASK
+
+
+def for_guest(query: Query, message: bytes) -> bytes:
+    """An upstream's answer as the guest's own: with its identifier and its capitals."""
+    rest = message[HEADER_LENGTH:]
+    if message[4:6] == b"\0\x01":
+        rest = query.question + rest[len(query.question) :]
+    return query.identifier.to_bytes(2, "big") + message[2:HEADER_LENGTH] + rest
+
+
+def truncated(query: Query, message: bytes) -> bytes:
+    """What stands for an answer that is too large: TC set, no record but the OPT (RFC 2181, 9)."""
+    identifier, flags, questions, *others = _HEADER.unpack_from(message)
+    opt = _opt_record(message, sum(others)) if questions == 1 else b""
+    header = _HEADER.pack(identifier, flags | TC, 1, 0, 0, 1 if opt else 0)
+    return header + query.question + opt
+
+
+def _opt_record(message: bytes, count: int) -> bytes:
+    """The bytes of the OPT record among `count` records, empty where there is none to be found."""
+    parser = dns.wire.Parser(message, HEADER_LENGTH)
+    try:
+        dns.name.from_wire_parser(parser)
+        parser.get_bytes(_QUESTION_END.size)
+        for _ in range(count):
+            start = parser.current
+            dns.name.from_wire_parser(parser)
+            record_type, _, _, length = parser.get_struct("!HHIH")
+            parser.get_bytes(length)
+            if record_type == dns.rdatatype.OPT:
+                return message[start : parser.current]
+    except dns.exception.DNSException:
+        pass
+    return b""
