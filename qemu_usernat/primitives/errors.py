@@ -18,7 +18,7 @@ class Malformed(Exception):  # noqa: N818 - the field's word for it
 
 
 class UserError(Exception):
-    """The user asked for something that cannot be; the message names what, where, and what is allowed."""
+    """The user asked for what cannot be; the message names it, its place, and what is allowed."""
 
 
 class InternalError(Exception):

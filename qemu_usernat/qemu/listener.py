@@ -71,7 +71,7 @@ class Listener:
                 where = _endpoint_of(sock, endpoint) if listening else endpoint
                 return cls(where, sock, counters, connected=not listening)
 
-    async def accept_forever(self, on_connection: Callable[[socket.socket, str], None]) -> None:
+    async def accept_forever(self, on_connection: Callable[[socket.socket, str], object]) -> None:
         """Hand over every connection, with a name for messages, until `close`.
 
         Where accept fails, for want of descriptors as a rule, that is counted as

@@ -1,0 +1,167 @@
+"""The composition root: the only file that knows every part, and the only one with a nursery.
+
+Links and host sockets share one poller, and one task serves it: a turn needs no queue
+between tasks, and waking trio costs once a turn, not once a socket. A second task sleeps
+until the router's next deadline. Everything else here is listening, connecting and ending.
+"""
+
+import resource
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+import trio
+from attrs import define, field
+
+from qemu_usernat.config.configuration import Config
+from qemu_usernat.config.endpoints import Endpoint
+from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.dns_zone import Zone
+from qemu_usernat.host import tcp, udp
+from qemu_usernat.host.poller import Poller
+from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.qemu.link import Link
+from qemu_usernat.qemu.listener import Listener, connect_forever
+from qemu_usernat.router import Router
+
+TURNS_AT_ONCE = 16
+"""Turns before the other tasks get theirs: while work keeps coming, trio need not be asked."""
+
+_log = structlog.get_logger()
+
+
+@define(eq=False)
+class Server:
+    """One network and its sockets, running inside a trio nursery; a `HostEdge`."""
+
+    config: Config
+    counters: Counters = field(factory=Counters)
+    poller: Poller = field(factory=Poller)
+    router: Router = field(init=False)
+    links: dict[Link, trio.Event] = field(factory=dict)
+    _alarm: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def __attrs_post_init__(self) -> None:
+        network = self.config.network
+        upstreams = [(address.packed, port) for address, port in network.dns]
+        asker = UpstreamAsker(self.poller)
+        forwarder = DnsForwarder(
+            zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
+            upstreams=upstreams or system_resolvers(),
+            asker=asker,
+            random_id=partial(secrets.randbits, 16),
+            counters=self.counters,
+        )
+        asker.on_answer = forwarder.on_answer
+        self.router = Router(network, self, forwarder, secrets.token_bytes(16), self.counters)
+
+    # -- HostEdge
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Begin to connect; `flow.dial` is called before this returns."""
+        tcp.dial(flow, address, port, self.poller, self.router.touch)
+
+    def open_udp(self, mapping: UdpMapping) -> None:
+        """Set `mapping.host`."""
+        udp.open_udp(mapping, self.poller, self.counters)
+
+    # -- guests
+
+    def on_connection(self, sock: socket.socket, name: str) -> trio.Event:
+        """A QEMU has connected; the event is set when it is gone."""
+        link = Link(sock, name, self.router.switch, self.poller, self.counters, self._on_close)
+        self.links[link] = trio.Event()
+        _log.info("guest connected", link=name)
+        return self.links[link]
+
+    def _on_close(self, link: Link, reason: str) -> None:
+        _log.info("guest disconnected", link=link.port.name, reason=reason)
+        self.router.wake(link.port.waiting)
+        self.links.pop(link).set()
+
+    # -- turns
+
+    def turn(self) -> bool:
+        """Serve every socket that is ready; True if any was."""
+        now = trio.current_time()
+        worked = self.poller.dispatch(now)
+        self.router.end_turn(now)
+        return worked
+
+    async def serve_sockets(self) -> None:
+        """Turn after turn, for ever."""
+        descriptor = self.poller.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            for _ in range(TURNS_AT_ONCE):
+                if not self.turn():
+                    break
+            self._set_alarm()
+
+    async def serve_deadlines(self) -> None:
+        """Wake the router at its earliest deadline, for ever."""
+        while True:
+            with trio.CancelScope() as self._alarm:
+                self._alarm.deadline = self.router.deadline()
+                await trio.sleep_forever()
+            now = trio.current_time()
+            self.router.on_deadline(now)
+            self.router.end_turn(now)
+
+    def _set_alarm(self) -> None:
+        # A later deadline is not chased: the alarm rings early, once, and finds nothing due.
+        deadline = self.router.deadline()
+        if deadline < self._alarm.deadline:
+            self._alarm.deadline = deadline
+
+    def close(self) -> None:
+        """Give every descriptor back; guests see their link go down."""
+        for link in tuple(self.links):
+            link.close("the server ends")
+        self.poller.close()
+
+
+async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) -> None:
+    """Run the network of `config` until SIGTERM or SIGINT.
+
+    `on_ready` is called once, with where we listen, when everything listens. UserError where
+    something cannot.
+    """
+    raise_descriptor_limit()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        server = Server(config)
+        listeners: list[Listener] = []
+        try:
+            listeners.extend(Listener.open(endpoint, server.counters) for endpoint in config.listen)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.serve_sockets)
+                nursery.start_soon(server.serve_deadlines)
+                for listener in listeners:
+                    nursery.start_soon(listener.accept_forever, server.on_connection)
+                for endpoint in config.connect:
+                    nursery.start_soon(
+                        connect_forever, endpoint, server.on_connection, server.counters
+                    )
+                on_ready([listener.endpoint for listener in listeners])
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
+        finally:
+            for listener in listeners:
+                listener.close()
+            server.close()
+    _log.debug("ended", **server.counters)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: each flow of a guest needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,66 @@
+"""One readiness object for every socket on the frame path, links and host sockets alike.
+
+Waiting costs one descriptor in trio's own loop, however many sockets there are: the
+selector has a descriptor of its own (epoll, kqueue), and one look at it serves every
+socket that is ready.
+"""
+
+import selectors
+import socket
+from typing import Protocol
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+
+class Handler(Protocol):
+    """Who is told. Errors and hang-ups are reported as both readable and writable."""
+
+    def on_readable(self, now: float) -> None: ...
+
+    def on_writable(self, now: float) -> None: ...
+
+
+class Poller:
+    """Sockets and their handlers."""
+
+    __slots__ = ("_selector",)
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while any watched socket is ready."""
+        return self._selector.fileno()
+
+    def watch(
+        self, sock: socket.socket, handler: Handler, *, read: bool = False, write: bool = False
+    ) -> None:
+        """Report readiness of `sock` to `handler`; at least one of `read` and `write`."""
+        self._selector.register(sock, READ * read | WRITE * write, handler)
+
+    def change(self, sock: socket.socket, *, read: bool = False, write: bool = False) -> None:
+        """Report other readiness of a watched socket; at least one of `read` and `write`."""
+        self._selector.modify(sock, READ * read | WRITE * write, self._selector.get_key(sock).data)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Report nothing more; before the socket is closed."""
+        self._selector.unregister(sock)
+
+    def dispatch(self, now: float) -> bool:
+        """Tell the handlers of everything that is ready now; True if anything was.
+
+        A handler may be told once more after it has been forgotten, if both happened in one
+        round: handlers know whether they are closed.
+        """
+        ready = self._selector.select(0)
+        for key, events in ready:
+            if events & READ:
+                key.data.on_readable(now)
+            if events & WRITE:
+                key.data.on_writable(now)
+        return bool(ready)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._selector.close()

@@ -1,0 +1,194 @@
+"""The host half of a TCP flow: a non-blocking stream socket.
+
+It owns the descriptor and turns errno into what the flow understands: bytes, the end, or
+failure with the ICMP code that would say it to a guest still waiting for its SYN,ACK.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Callable
+
+from qemu_usernat.host.poller import Poller
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.wire.packets import Buffer
+
+READ_SIZE = 256 * 1024
+"""Bytes read from one socket in one go: enough to be cheap, little enough to be fair."""
+
+_IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux and macOS)
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
+
+_ICMP_CODES = {  # errno of connect(2) to the code of ICMP destination unreachable
+    errno.ENETUNREACH: 0,
+    errno.ENETDOWN: 0,
+    errno.EHOSTUNREACH: 1,
+    errno.EHOSTDOWN: 1,
+    errno.ETIMEDOUT: 1,
+    errno.EADDRNOTAVAIL: 1,
+    errno.EACCES: 13,
+    errno.EPERM: 13,
+}
+
+
+def refusal_code(error: int) -> int | None:
+    """The ICMP code that says this errno of connect(2); None where a reset says it."""
+    return _ICMP_CODES.get(error)
+
+
+def dial(
+    flow: TcpFlow,
+    address: Address,
+    port: int,
+    poller: Poller,
+    touch: Callable[[TcpFlow], None],
+) -> None:
+    """Begin to connect `flow` to a server; never blocks. OSError if there is no descriptor."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        # What the guest's kernel has decided to send is not held back by ours.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        result = sock.connect_ex((format_address(address), port))
+        stream = HostTcp(flow, sock, poller, touch)
+    except OSError:
+        sock.close()
+        raise
+    flow.dial(stream)
+    if result in (0, errno.EINPROGRESS):
+        stream.watch(False, True, flow.opened_at)
+    else:
+        flow.on_host_failed(refusal_code(result), flow.opened_at)
+
+
+class HostTcp:
+    """A socket and its flow; a `HostStream`, and a `Handler` of the poller."""
+
+    __slots__ = (
+        "_connected",
+        "_flow",
+        "_poller",
+        "_reading",
+        "_sock",
+        "_touch",
+        "_writing",
+    )
+
+    def __init__(
+        self,
+        flow: TcpFlow,
+        sock: socket.socket,
+        poller: Poller,
+        touch: Callable[[TcpFlow], None],
+    ) -> None:
+        self._flow = flow
+        self._sock: socket.socket | None = sock
+        self._poller = poller
+        self._touch = touch
+        self._reading = self._writing = False
+        self._connected = False
+
+    # -- Handler
+
+    def on_readable(self, now: float) -> None:
+        """The server has sent something, ended its direction, or failed."""
+        if self._sock is not None and self._connected:
+            self._touch(self._flow)
+            self._read(self._sock, now)
+
+    def on_writable(self, now: float) -> None:
+        """The connection has been made or has failed; or the socket takes more again."""
+        if self._sock is None:
+            return
+        self._touch(self._flow)
+        if self._connected:
+            return  # the flow's flush writes
+        error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._flow.on_host_failed(refusal_code(error), now)
+        else:
+            self._connected = True
+            self._flow.on_host_connected(now)
+
+    def _read(self, sock: socket.socket, now: float) -> bool:
+        """Read once what the guest's window admits; True if there may be more."""
+        flow = self._flow
+        room = flow.room()
+        try:
+            if room <= 0:
+                if sock.recv(1, socket.MSG_PEEK):
+                    flow.on_host_waiting()
+                    return False
+                data = b""
+            else:
+                data = sock.recv(min(room, READ_SIZE))
+        except BlockingIOError:
+            return False
+        except OSError:
+            flow.on_host_failed(None, now)
+            return False
+        if data:
+            flow.on_host_data(data, len(data), now)
+            return True
+        flow.on_host_eof(now)
+        return False
+
+    # -- HostStream
+
+    def send(self, buffers: list[Buffer]) -> int:
+        """Write; how many octets were taken."""
+        if self._sock is None:
+            return 0
+        try:
+            if len(buffers) == 1:
+                return self._sock.send(buffers[0])
+            return self._sock.sendmsg(buffers[:_IOV_MAXIMUM])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._on_broken(self._sock)
+            return 0
+
+    def _on_broken(self, sock: socket.socket) -> None:
+        """The server is gone; what it said before is still in the socket, and is said first."""
+        now = self._flow.opened_at  # no timer depends on it: the flow ends in this turn
+        while self._flow.room() > 0 and self._read(sock, now):
+            pass
+        self._flow.on_host_failed(None, now)
+
+    def shutdown(self) -> None:
+        """FIN to the server."""
+        assert self._sock is not None
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:  # the server has reset: ENOTCONN
+            self._flow.on_host_failed(None, self._flow.opened_at)
+
+    def reset(self) -> None:
+        """RST to the server: closing with a linger time of zero."""
+        if self._sock is not None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._sock is not None:
+            if self._reading or self._writing:
+                self._poller.forget(self._sock)
+            self._sock.close()
+            self._sock = None
+
+    def watch(self, read: bool, write: bool, now: float) -> None:
+        """Tell the poller, if anything changed."""
+        if (read, write) == (self._reading, self._writing) or self._sock is None:
+            return
+        if not (self._reading or self._writing):
+            self._poller.watch(self._sock, self, read=read, write=write)
+        elif read or write:
+            self._poller.change(self._sock, read=read, write=write)
+        else:
+            self._poller.forget(self._sock)
+        self._reading, self._writing = read, write

@@ -1,0 +1,124 @@
+"""The host side of a UDP mapping: one unconnected datagram socket, and its error queue.
+
+Unconnected, because a mapping is endpoint-independent (RFC 4787, REQ-1). On Linux such a
+socket hears of ICMP errors only through its error queue (IP_RECVERR, ip(7)); elsewhere it
+does not hear of them.
+"""
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+
+from qemu_usernat.host.poller import Poller
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.packets import Buffer
+
+DATAGRAMS_AT_ONCE = 64
+"""Datagrams read from one socket in one go, so that one flood does not starve the others."""
+
+DATAGRAM_MAXIMUM = 65535  # bytes
+
+_LINUX = sys.platform == "linux"
+_IP_RECVERR = 11  # linux/in.h
+_MSG_ERRQUEUE = 0x2000  # linux/socket.h
+_EXTENDED_ERROR = struct.Struct("=IBBBBII")  # struct sock_extended_err, linux/errqueue.h
+_ORIGIN_ICMP = 2  # SO_EE_ORIGIN_ICMP
+_QUOTED = 576  # bytes of the datagram that an ICMP error may quote
+
+
+def open_udp(mapping: UdpMapping, poller: Poller, counters: Counters) -> None:
+    """Give `mapping` a socket; OSError if there is no descriptor."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        if _LINUX:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        sock.bind(("", 0))
+    except OSError:
+        sock.close()
+        raise
+    mapping.host = HostUdp(mapping, sock, poller, counters)
+
+
+class HostUdp:
+    """A socket and its mapping; `HostDatagrams`, and a `Handler` of the poller."""
+
+    __slots__ = ("_counters", "_mapping", "_poller", "_sock")
+
+    def __init__(
+        self, mapping: UdpMapping, sock: socket.socket, poller: Poller, counters: Counters
+    ) -> None:
+        self._mapping = mapping
+        self._sock: socket.socket | None = sock
+        self._poller = poller
+        self._counters = counters
+        poller.watch(sock, self, read=True)
+
+    # -- Handler
+
+    def on_readable(self, now: float) -> None:
+        """Datagrams, or errors, have come."""
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            for _ in range(DATAGRAMS_AT_ONCE):
+                data, (host, port) = sock.recvfrom(DATAGRAM_MAXIMUM)
+                self._mapping.on_host_datagram(data, socket.inet_aton(host), port)
+        except OSError:
+            # Nothing more; or an error, whose details are in the queue. A queue that is not
+            # emptied would be reported as readable for ever.
+            self._read_errors(sock)
+
+    def on_writable(self, now: float) -> None:
+        """Not asked for; reported with errors, which `on_readable` has dealt with."""
+
+    def _read_errors(self, sock: socket.socket) -> None:
+        if not _LINUX:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent, ancillary, _, peer = sock.recvmsg(_QUOTED, 512, _MSG_ERRQUEUE)
+                for level, kind, detail in ancillary:
+                    if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
+                        self._on_error(sent, detail, peer)
+
+    def _on_error(self, sent: bytes, detail: bytes, peer: tuple[str, int]) -> None:
+        _, origin, icmp_type, code, _, info, _ = _EXTENDED_ERROR.unpack_from(detail)
+        if origin != _ORIGIN_ICMP:
+            return
+        # struct sockaddr_in of whoever sent the error follows: family, port, address.
+        offender = detail[_EXTENDED_ERROR.size + 4 : _EXTENDED_ERROR.size + 8]
+        rest = b"\0\0" + min(info, 0xFFFF).to_bytes(2, "big")  # the next hop's MTU, RFC 1191
+        self._mapping.on_host_error(
+            (icmp_type, code, rest), offender, socket.inet_aton(peer[0]), peer[1], sent
+        )
+
+    # -- HostDatagrams
+
+    def send(self, payload: Buffer, address: Address, port: int) -> None:
+        """Send, or drop and count: a datagram is not owed to anybody."""
+        if self._sock is None:
+            return
+        peer = (format_address(address), port)
+        for _ in range(2):
+            try:
+                self._sock.sendto(payload, peer)
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    # It is about an earlier datagram, and is now cleared (socket(7)).
+                    self._read_errors(self._sock)
+                    continue
+                name = errno.errorcode.get(error.errno or 0, "error").lower()
+                self._counters.count(f"udp.send_{name}")
+            return
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._sock is not None:
+            self._poller.forget(self._sock)
+            self._sock.close()
+            self._sock = None

@@ -1,0 +1,1 @@
+"""The NAT engine: the flow table and the flows in it, sans-IO."""

@@ -1,0 +1,75 @@
+"""Who wants to be woken when: the earliest of many deadlines.
+
+A deadline that moves away is not chased: the alarm rings at the old time, finds nothing
+due, and is set again. So an acknowledgment, which moves a deadline with every segment,
+costs one comparison here.
+"""
+
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Protocol
+
+from attrs import define, field
+
+from qemu_usernat.primitives.time import NEVER
+
+
+class Sleeper(Protocol):
+    """What can be woken."""
+
+    def deadline(self) -> float:
+        """When `on_deadline` is next to be called; NEVER if nothing is owed."""
+
+    def on_deadline(self, now: float) -> None:
+        """Do what is due at `now`, and nothing if it came early."""
+
+
+@define
+class Alarms:
+    """Sleepers by deadline. A sleeper is hashed by identity and must be forgotten at its end."""
+
+    _heap: list[tuple[float, int, Sleeper]] = field(factory=list)
+    _armed: dict[Sleeper, float] = field(factory=dict)
+    _serial: "count[int]" = field(factory=count)
+
+    def __len__(self) -> int:
+        return len(self._armed)
+
+    def arm(self, sleeper: Sleeper) -> None:
+        """See to it that `sleeper` is woken at its deadline, or before."""
+        when = sleeper.deadline()
+        if when < self._armed.get(sleeper, NEVER):
+            self._armed[sleeper] = when
+            heappush(self._heap, (when, next(self._serial), sleeper))
+            if len(self._heap) > 64 + 4 * len(self._armed):
+                self._sweep()
+
+    def forget(self, sleeper: Sleeper) -> None:
+        """Never wake `sleeper` again."""
+        if self._armed.pop(sleeper, None) is not None and len(self._heap) > 64 + 4 * len(
+            self._armed
+        ):
+            self._sweep()
+
+    def earliest(self) -> float:
+        """When the next alarm rings; NEVER if none is set."""
+        heap = self._heap
+        while heap and self._armed.get(heap[0][2]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else NEVER
+
+    def ring(self, now: float) -> list[Sleeper]:
+        """Wake everybody whose time has come, once; those woken, to be armed again."""
+        woken = []
+        while self.earliest() <= now:
+            sleeper = heappop(self._heap)[2]
+            del self._armed[sleeper]
+            woken.append(sleeper)
+        for sleeper in woken:
+            sleeper.on_deadline(now)
+        return woken
+
+    def _sweep(self) -> None:
+        """Drop entries that were superseded, so that ended flows are not kept by the heap."""
+        self._heap = [entry for entry in self._heap if self._armed.get(entry[2]) == entry[0]]
+        heapify(self._heap)

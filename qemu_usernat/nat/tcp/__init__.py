@@ -1,0 +1,1 @@
+"""TCP towards the guest, as explicit sans-IO machines (RFC 9293)."""

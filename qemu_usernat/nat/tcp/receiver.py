@@ -1,0 +1,238 @@
+"""The receiving side of the guest half: the guest's bytes, in order, once, within the window.
+
+It owns the sequence space of the guest's direction (RFC 9293, 3.4 and 3.10.7.4), the
+out-of-order store, the window that is advertised, and the bytes that the host has not
+taken yet. It does not know states, timers, or what carries the bytes on.
+
+Two promises: what was advertised is accepted, and what was accepted is delivered.
+
+Positions are octets since the guest's SYN, plain integers that never wrap; sequence
+numbers exist only at the border.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from attrs import define, field
+
+from qemu_usernat.primitives.sequence import add, difference
+from qemu_usernat.wire.packets import Buffer
+
+KIB = 1024
+
+WINDOW_SCALE = 7
+"""Our shift (RFC 7323, 2): 65535 << 7 is room for the largest capacity."""
+
+CAPACITY_INITIAL = 256 * KIB  # four of the largest segments
+CAPACITY_MAXIMUM = 4096 * KIB
+# A flow whose server takes everything earns a larger window; one whose server is slow
+# cannot hold more than the initial one.
+
+OUT_OF_ORDER_RUNS = 512
+"""Separate runs kept at once: bounds the objects that tiny segments can cost."""
+
+ROUNDING_ROOM = 64 * KIB
+"""How far rounding up to the scale may carry the right edge beyond the capacity."""
+
+
+@define
+class Receiver:
+    """The guest's octets on their way to the host."""
+
+    initial_sequence: int
+    scale: int
+    """Shift of the windows we send; 0 where the guest's SYN had no window scale."""
+    maximum_segment_size: int
+    """The largest segment that the guest may send us."""
+    capacity: int = CAPACITY_INITIAL
+    next_sequence: int = field(init=False)
+    """RCV.NXT."""
+    position: int = 0
+    """Octets accepted in order so far."""
+    right_edge: int = field(init=False)
+    """The position up to which the guest has been allowed to send; never moves back."""
+    fin_position: int | None = None
+    """Where the guest's FIN stands, once it is known."""
+    fin_consumed: bool = False
+    arrived: list[Buffer] = field(factory=list)
+    """In-order pieces of this turn; views into the caller's buffer, good until the turn ends."""
+    arrived_length: int = 0
+    backlog: bytearray = field(factory=bytearray)
+    """What the host did not take in earlier turns."""
+    out_of_order: list[tuple[int, bytes]] = field(factory=list)
+    """(position, octets), sorted, not overlapping, all beyond `position`."""
+    delivered_since_growth: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.next_sequence = add(self.initial_sequence, 1)
+        # The window of a SYN,ACK is never scaled (RFC 7323, 2.2).
+        self.right_edge = min(self.capacity, 0xFFFF)
+
+    # -- the guest's segments
+
+    def accept(self, sequence: int, payload: Buffer, length: int) -> bool:
+        """Take in the octets of a segment; True if `next_sequence` moved on.
+
+        Duplicates and what lies outside the window are cut off, the rest is kept until the
+        gap before it is filled (RFC 9293, 3.10.7.4, first and seventh).
+        """
+        start = self.position + difference(sequence, self.next_sequence)
+        end = start + length
+        limit = self.right_edge if self.fin_position is None else self.fin_position
+        if start == self.position and end <= limit and not self.out_of_order:
+            self._deliver(payload, length)
+            return length > 0
+        view = memoryview(payload)
+        if end > limit:
+            view = view[: max(0, limit - start)]
+        if start < self.position:
+            view = view[self.position - start :]
+            start = self.position
+        if not len(view):
+            return False
+        if start > self.position:
+            self._keep(start, view)
+            return False
+        self._deliver(view, len(view))
+        self._deliver_kept()
+        return True
+
+    def finish(self, sequence: int) -> bool:
+        """The guest's FIN stands at `sequence`; True if it was news and is now in order.
+
+        A FIN beyond the window is no FIN; one beyond a gap is remembered.
+        """
+        position = self.position + difference(sequence, self.next_sequence)
+        if self.fin_position is None and self.position <= position <= self.right_edge:
+            self.fin_position = position
+            self.out_of_order = [
+                (start, octets[: position - start])
+                for start, octets in self.out_of_order
+                if start < position
+            ]
+        return self.consume_fin()
+
+    def consume_fin(self) -> bool:
+        """True once, when everything before the guest's FIN has arrived."""
+        if self.fin_consumed or self.fin_position != self.position:
+            return False
+        self.fin_consumed = True
+        self.next_sequence = add(self.next_sequence, 1)
+        return True
+
+    def _deliver(self, payload: Buffer, length: int) -> None:
+        if length:
+            self.arrived.append(payload)
+            self.arrived_length += length
+            self.position += length
+            self.next_sequence = add(self.next_sequence, length)
+
+    def _deliver_kept(self) -> None:
+        while self.out_of_order and self.out_of_order[0][0] <= self.position:
+            start, octets = self.out_of_order.pop(0)
+            fresh = octets[self.position - start :]
+            self._deliver(fresh, len(fresh))
+
+    def _keep(self, start: int, view: memoryview) -> None:
+        """Store the parts of `view` that are not stored yet."""
+        runs = self.out_of_order
+        index = bisect_left(runs, (start,))
+        if index and runs[index - 1][0] + len(runs[index - 1][1]) > start:
+            index -= 1
+        cursor, end = start, start + len(view)
+        while cursor < end:
+            gap_end = min(end, runs[index][0]) if index < len(runs) else end
+            if gap_end > cursor:
+                if len(runs) >= OUT_OF_ORDER_RUNS:
+                    return
+                runs.insert(index, (cursor, bytes(view[cursor - start : gap_end - start])))
+                index += 1
+                cursor = gap_end
+            if index < len(runs) and cursor >= runs[index][0]:
+                cursor = max(cursor, runs[index][0] + len(runs[index][1]))
+                index += 1
+
+    # -- the host takes
+
+    @property
+    def queued(self) -> int:
+        """Octets accepted from the guest that the host has not taken."""
+        return len(self.backlog) + self.arrived_length
+
+    def drain(self, send: Callable[[list[Buffer]], int]) -> None:
+        """Offer everything queued to `send`, which returns how many octets it took.
+
+        What it leaves is copied: the views of this turn do not outlive it.
+        """
+        if not self.backlog:
+            taken = send(self.arrived)
+            self._keep_rest(taken)
+        else:
+            with memoryview(self.backlog) as backlog:
+                taken = send([backlog, *self.arrived])
+            rest = max(0, taken - len(self.backlog))
+            del self.backlog[:taken]
+            self._keep_rest(rest)
+        self.delivered_since_growth += taken
+        if self.backlog:
+            self.delivered_since_growth = 0
+        elif self.delivered_since_growth >= self.capacity < CAPACITY_MAXIMUM:
+            self.capacity *= 2
+            self.delivered_since_growth = 0
+
+    def _keep_rest(self, taken: int) -> None:
+        if taken < self.arrived_length:
+            for piece in self.arrived:
+                length = len(piece)
+                if taken < length:
+                    self.backlog += memoryview(piece)[taken:] if taken else piece
+                taken = max(0, taken - length)
+        self.arrived.clear()
+        self.arrived_length = 0
+
+    def discard(self) -> None:
+        """Forget everything queued: there is nobody left to take it."""
+        self.arrived.clear()
+        self.arrived_length = 0
+        self.backlog = bytearray()
+        self.out_of_order.clear()
+
+    # -- the window
+
+    def window(self) -> int:
+        """The window to send now, in units of 2**scale; moves the right edge.
+
+        The edge moves by an MSS or half the capacity at least (RFC 9293, 3.8.6.2.2), never
+        back, and is rounded up to the scale so that rounding does not move it back either.
+        """
+        wanted = self.position + self.capacity - self.queued
+        step = min(self.maximum_segment_size, self.capacity // 2)
+        edge = wanted if wanted - self.right_edge >= step else self.right_edge
+        unit = 1 << self.scale
+        units = (edge - self.position + unit - 1) >> self.scale
+        if units > 0xFFFF:
+            units = 0xFFFF
+        rounded = self.position + (units << self.scale)
+        if rounded > wanted + ROUNDING_ROOM and rounded > self.right_edge:
+            # Octets one by one into a full queue: no more room is given away to rounding.
+            return (self.right_edge - self.position) >> self.scale
+        if rounded > self.right_edge:
+            self.right_edge = rounded
+        return units
+
+    def window_update_due(self) -> bool:
+        """Whether the right edge could move enough to be worth a segment of its own."""
+        if self.fin_consumed:
+            return False
+        wanted = self.position + self.capacity - self.queued
+        step = min(self.maximum_segment_size * 2, self.capacity // 2)
+        return wanted - self.right_edge >= step
+
+    def offset_of(self, sequence: int) -> int:
+        """How far `sequence` is ahead of RCV.NXT."""
+        return difference(sequence, self.next_sequence)
+
+    @property
+    def room(self) -> int:
+        """RCV.WND: how far ahead of RCV.NXT the guest may send."""
+        return 0 if self.fin_consumed else self.right_edge - self.position

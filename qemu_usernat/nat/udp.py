@@ -1,0 +1,99 @@
+"""UDP mappings: one host socket for each guest address and port (RFC 768, RFC 4787).
+
+A mapping is endpoint-independent (RFC 4787, REQ-1) and filters by address (REQ-8): it lets
+in whoever the guest has written to, and nobody else. It owns its peers and its timer; it
+does not know sockets or headers.
+"""
+
+from typing import Protocol
+
+from attrs import define, field
+
+from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.time import MINUTE, SECOND
+from qemu_usernat.wire.packets import Buffer
+
+IDLE_TIME = 5 * MINUTE  # RFC 4787, REQ-5: 2 minutes at least, 5 recommended
+DNS_IDLE_TIME = 20 * SECOND  # RFC 4787, REQ-5 b: shorter for a port in 0-1023, as DNS is
+DNS_PORT = 53
+PEERS_MAXIMUM = 1024
+"""Addresses that one mapping lets in; the one written to longest ago is forgotten first."""
+
+
+class HostDatagrams(Protocol):
+    """The mapping's socket on the host."""
+
+    def send(self, payload: Buffer, address: Address, port: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class GuestDatagrams(Protocol):
+    """The way back to the mapping's guest."""
+
+    def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
+        """A datagram from `source`, in addresses of the host's world."""
+
+    def unreachable(
+        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
+    ) -> None:
+        """An ICMP (type, code, rest) from `offender` about `sent`, the beginning of what this
+        guest sent to `peer`; addresses of the host's world."""
+
+
+@define(eq=False)
+class UdpMapping:
+    """One guest address and port, and the world it talks to."""
+
+    key: tuple[Address, int]
+    guest: GuestDatagrams
+    counters: Counters
+    sent_at: float
+    host: HostDatagrams = field(init=False)
+    idle_time: float = DNS_IDLE_TIME
+    _peers: dict[Address, None] = field(factory=dict)
+    """Addresses written to, in the order of first use."""
+
+    def on_guest_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
+        """The guest sends to `address`, already one of the host's world.
+
+        Only what goes out keeps the mapping alive (RFC 4787, REQ-6).
+        """
+        self.sent_at = now
+        if port != DNS_PORT:
+            self.idle_time = IDLE_TIME
+        if address not in self._peers:
+            if len(self._peers) >= PEERS_MAXIMUM:
+                del self._peers[next(iter(self._peers))]
+            self._peers[address] = None
+        self.host.send(payload, address, port)
+
+    def knows(self, address: Address) -> bool:
+        """Whether the guest has written to `address`, one of the host's world, from here."""
+        return address in self._peers
+
+    def on_host_datagram(self, payload: Buffer, address: Address, port: int) -> None:
+        """Somebody sends to the mapping's socket."""
+        if address in self._peers:
+            self.guest.deliver(payload, address, port)
+        else:
+            self.counters.count("udp.filtered")
+
+    def on_host_error(
+        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
+    ) -> None:
+        """The host's network reports an ICMP error about a datagram of this mapping."""
+        if peer in self._peers:
+            self.guest.unreachable(icmp, offender, peer, port, sent)
+
+    def deadline(self) -> float:
+        """When the mapping has been idle for too long."""
+        return self.sent_at + self.idle_time
+
+    def expired(self, now: float) -> bool:
+        """Whether it has."""
+        return now >= self.deadline()
+
+    def on_deadline(self, now: float) -> None:
+        """The owner asks `expired` and closes; nothing else falls due."""

@@ -1,0 +1,477 @@
+"""The heart, sans-IO: frames of guests in, events of the host in, time in; one turn each.
+
+It owns the way of a frame: the fast tier and the flow table, and beside them the slow way of
+everything that opens, refuses or is answered by the gateway itself. It decides nothing about
+a flow once that exists, and it knows neither sockets nor clocks: `HostEdge` opens sockets,
+and ``now`` is an argument.
+
+A turn is any number of ``on_…`` calls and then one `end_turn`, in which every flow that was
+touched pays what it owes and every port sends.
+"""
+
+from typing import Protocol
+
+from attrs import define, field
+
+from qemu_usernat.config.network import Network
+from qemu_usernat.delivery import Delivery, TcpWire, UdpWire
+from qemu_usernat.dns_service import DnsService
+from qemu_usernat.gateway.arp import ArpResponder
+from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
+from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.icmp import EchoResponder, ErrorLimiter
+from qemu_usernat.lan.port import STALLED_AT
+from qemu_usernat.lan.switch import Switch
+from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.fragments import Reassembler
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.primitives.addresses import (
+    ANY_IPV4,
+    LOOPBACK_IPV4,
+    Address,
+    FlowKey,
+    MacAddress,
+    is_loopback,
+    is_multicast_or_broadcast,
+    is_unspecified_network,
+)
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.errors import Malformed
+from qemu_usernat.primitives.sequence import add
+from qemu_usernat.wire.arp import arp_frame
+from qemu_usernat.wire.decoder import decode, decode_transport
+from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
+from qemu_usernat.wire.headers import peek
+from qemu_usernat.wire.icmp import (
+    ADMINISTRATIVELY_PROHIBITED,
+    HOST_UNREACHABLE,
+    PORT_UNREACHABLE,
+    PROTOCOL_UNREACHABLE,
+    REASSEMBLY_TIME_EXCEEDED,
+    TIME_EXCEEDED,
+    TTL_EXCEEDED,
+    icmp_message,
+)
+from qemu_usernat.wire.packets import (
+    ACK,
+    FIN,
+    ICMP,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Arp,
+    Buffer,
+    IcmpMessage,
+    IpPacket,
+    TcpSegment,
+    UdpDatagram,
+)
+
+DNS_PORT = 53  # RFC 1035, 4.2
+
+TIME_WAITS_MAXIMUM = 4096
+"""Flows kept in TIME-WAIT; the oldest leaves early."""
+
+MAPPINGS_MAXIMUM = 16384
+"""UDP mappings, each with a descriptor; beyond it new ones are refused."""
+
+
+class HostEdge(Protocol):
+    """What the router asks of the host. Each may raise OSError: there is no descriptor."""
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Begin to connect; `flow.dial` is called before this returns."""
+
+    def open_udp(self, mapping: UdpMapping) -> None:
+        """Set `mapping.host`."""
+
+
+@define(eq=False)
+class Router:
+    """One network: its segment, its gateway, its flows."""
+
+    network: Network
+    edge: HostEdge
+    dns: DnsForwarder
+    secret: bytes
+    """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
+    counters: Counters
+    switch: Switch = field(init=False)
+    flows: dict[FlowKey, TcpFlow] = field(factory=dict)
+    mappings: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
+    alarms: Alarms = field(factory=Alarms)
+    _touched: list[TcpFlow] = field(factory=list)
+    _time_waits: dict[TcpFlow, None] = field(factory=dict)
+    _delivery: Delivery = field(init=False)
+    _reassembler: Reassembler = field(init=False)
+    _arp: ArpResponder = field(init=False)
+    _echo: EchoResponder = field(factory=EchoResponder)
+    _dhcp: DhcpServer = field(init=False)
+    _own: frozenset[Address] = field(init=False)
+    """Addresses of the gateway itself."""
+    _outward: dict[Address, Address] = field(init=False)
+    """Addresses that stand for others: the gateway for the host's loopback, if asked for."""
+    _subnet: tuple[int, int] = field(init=False)
+    """(first, last) address of the guests' network, as integers."""
+
+    def __attrs_post_init__(self) -> None:
+        network, counters = self.network, self.counters
+        gateway, nameserver = network.gateway.packed, network.nameserver.packed
+        self._own = frozenset({gateway, nameserver})
+        self._outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
+        self._subnet = (
+            int(network.subnet.network_address),
+            int(network.subnet.broadcast_address),
+        )
+        self.switch = Switch(network.gateway_mac, self.on_frame, counters)
+        limiter = ErrorLimiter(network.subnet.broadcast_address.packed)
+        self._delivery = Delivery(
+            self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
+        )
+        self._reassembler = Reassembler(counters)
+        self._arp = ArpResponder(network.gateway_mac, self._own)
+        self._dhcp = DhcpServer(_dhcp_settings(network), counters)
+
+    # -- the turn
+
+    def touch(self, flow: TcpFlow) -> None:
+        """Something happened to `flow`: flush it at the end of the turn."""
+        if not flow.touched:
+            flow.touched = True
+            self._touched.append(flow)
+
+    def end_turn(self, now: float) -> None:
+        """Let every touched flow pay what it owes, and every port send."""
+        while self._touched:
+            touched, self._touched = self._touched, []
+            for flow in touched:
+                flow.touched = False
+                flow.flush(now)
+                self._settle(flow)
+            self._send()
+
+    def _settle(self, flow: TcpFlow) -> None:
+        """Set the flow's alarm, or forget the flow if it has ended."""
+        if flow.finished:
+            if self.flows.get(flow.key) is flow:
+                del self.flows[flow.key]
+            self._time_waits.pop(flow, None)
+            self.alarms.forget(flow)
+            return
+        self.alarms.arm(flow)
+        if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
+            self._time_waits[flow] = None
+            if len(self._time_waits) > TIME_WAITS_MAXIMUM:
+                oldest = next(iter(self._time_waits))
+                del self._time_waits[oldest]
+                oldest.end_time_wait()
+                self.touch(oldest)
+
+    def _send(self) -> None:
+        for port in tuple(self.switch.ports):
+            if port.outbox:
+                port.transmit()
+            if port.waiting and port.queued < STALLED_AT:
+                self.wake(port.waiting)
+
+    def wake(self, waiting: set[TcpFlow]) -> None:
+        """The flows that stopped for a stalled port go on."""
+        while waiting:
+            self.touch(waiting.pop())
+
+    def deadline(self) -> float:
+        """When `on_deadline` is next to be called."""
+        return min(self.alarms.earliest(), self._reassembler.deadline(), self.dns.deadline())
+
+    def on_deadline(self, now: float) -> None:
+        """Wake whoever is due."""
+        for sleeper in self.alarms.ring(now):
+            if isinstance(sleeper, TcpFlow):
+                self.touch(sleeper)
+            elif isinstance(sleeper, UdpMapping):
+                if sleeper.expired(now):
+                    self._close_mapping(sleeper)
+                else:
+                    self.alarms.arm(sleeper)
+        if self._reassembler.deadline() <= now:
+            self._expire_fragments(now)
+        if self.dns.deadline() <= now:
+            self.dns.on_deadline(now)
+
+    def _expire_fragments(self, now: float) -> None:
+        for first, mac in self._reassembler.expire(now):
+            self._delivery.error(mac, first, TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED, now)
+
+    # -- frames: the fast way
+
+    def on_frame(self, frame: memoryview, now: float) -> None:
+        """A frame for the gateway's MAC address, or for everybody; at least 14 bytes."""
+        peeked = peek(frame)
+        if peeked is not None:
+            (protocol, source, source_port, destination, destination_port, start, end,
+             sequence, acknowledgment, flags, window) = peeked  # fmt: skip
+            if protocol == TCP:
+                flow = self.flows.get((source, source_port, destination, destination_port))
+                if flow is not None:
+                    if not flow.touched:
+                        flow.touched = True
+                        self._touched.append(flow)
+                    flow.on_segment(
+                        sequence, acknowledgment, flags, window, frame[start:end], end - start, now
+                    )
+                    return
+            else:
+                mapping = self.mappings.get((source, source_port))
+                outward = self._outward.get(destination, destination)
+                if mapping is not None and destination_port != DNS_PORT and mapping.knows(outward):
+                    mapping.on_guest_datagram(frame[start:end], outward, destination_port, now)
+                    return
+        self._on_unusual_frame(frame.tobytes(), now)
+
+    # -- frames: the way aside
+
+    def _on_unusual_frame(self, octets: bytes, now: float) -> None:
+        try:
+            frame = decode(octets)
+            if isinstance(frame.content, Arp):
+                self._on_arp(frame.content, now)
+            else:
+                self._on_packet(frame.content, frame.source, now)
+        except Malformed as error:
+            self.counters.count(error.reason)
+
+    def _on_arp(self, arp: Arp, now: float) -> None:
+        answer = self._arp.answer(arp, now)
+        if answer is not None:
+            mac = answer.target_mac
+            self._delivery.frame(mac, arp_frame(answer, mac, self.network.gateway_mac))
+
+    def _on_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        """A packet whose header is right, from the guest at `mac`."""
+        if not self._is_guest(packet.source):
+            if packet.source == ANY_IPV4 and packet.protocol == UDP:
+                self._on_packet_of_nobody(packet, mac, now)
+            else:
+                self.counters.count("ipv4.martian_source")  # RFC 1812, 5.3.7
+            return
+        whole: IpPacket | None = packet
+        if self._is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
+            if packet.more_fragments or packet.fragment_offset:
+                whole = self._reassembler.add(packet, mac, now)
+            if whole is not None:
+                self._on_whole_packet(whole, mac, now)
+
+    def _on_packet_of_nobody(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        """From 0.0.0.0: a guest without an address, which may speak DHCP only."""
+        content = decode_transport(packet)
+        if isinstance(content, UdpDatagram) and content.destination_port == SERVER_PORT:
+            self._on_dhcp(content.payload, now)
+        else:
+            self.counters.count("ipv4.martian_source")
+
+    def _is_for_gateway(self, destination: Address) -> bool:
+        return (
+            destination in self._own
+            or is_multicast_or_broadcast(destination)
+            or int.from_bytes(destination, "big") == self._subnet[1]
+        )
+
+    def _may_leave(self, packet: IpPacket, mac: MacAddress, now: float) -> bool:
+        """Whether a packet may go on to the host's world; says no to the guest where it may not."""
+        destination = packet.destination
+        if is_loopback(destination) or is_unspecified_network(destination) or destination[0] >= 240:
+            # 0.0.0.0 would dial the host's loopback; none of these is ever on a wire.
+            self.counters.count("ipv4.martian_destination")
+            return False
+        if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
+            self.counters.count("ipv4.no_such_guest")
+            self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
+            return False
+        if packet.ttl <= 1:
+            self.counters.count("ipv4.ttl_exceeded")
+            self._delivery.error(mac, packet, TIME_EXCEEDED, TTL_EXCEEDED, now)
+            return False
+        return True
+
+    def _on_whole_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        if packet.protocol not in (ICMP, TCP, UDP):
+            self.counters.count("ipv4.unknown_protocol")
+            self._delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
+            return
+        content = decode_transport(packet)
+        group = packet.destination not in self._own and self._is_for_gateway(packet.destination)
+        if isinstance(content, UdpDatagram):
+            if content.destination_port == SERVER_PORT and self._is_for_gateway(packet.destination):
+                self._on_dhcp(content.payload, now)
+            elif group:
+                self.counters.count("udp.broadcast_or_multicast")
+            else:
+                self._on_udp(content, packet, mac, now)
+        elif group:
+            self.counters.count("ipv4.broadcast_or_multicast")
+        elif isinstance(content, TcpSegment):
+            self._on_tcp(content, packet, mac, now)
+        else:
+            self._on_icmp(content, packet, mac, now)
+
+    # -- TCP
+
+    def _on_tcp(self, segment: TcpSegment, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        """A segment that the fast way did not take: of a flow, of none, or the start of one."""
+        key = (packet.source, segment.source_port, packet.destination, segment.destination_port)
+        flow = self.flows.get(key)
+        opens = segment.flags & (SYN | ACK | RST | FIN) == SYN
+        if flow is not None and opens and flow.yields_to_syn(segment.sequence, now):
+            self.touch(flow)  # what it still owes the host is paid outside the table
+            flow = None
+        if flow is not None:
+            self.touch(flow)
+            flow.on_segment(
+                segment.sequence,
+                segment.acknowledgment,
+                segment.flags,
+                segment.window,
+                segment.payload,
+                len(segment.payload),
+                now,
+            )
+        elif opens:
+            self._open_tcp(key, segment, packet, mac, now)
+        elif not segment.flags & RST:
+            self._refuse_segment(key, segment, mac)
+
+    def _open_tcp(
+        self, key: FlowKey, syn: TcpSegment, packet: IpPacket, mac: MacAddress, now: float
+    ) -> None:
+        wire = TcpWire(self._delivery, mac, key, packet)
+        flow = open_flow(key, syn, wire, self.network.mtu, self.secret, self.counters, now)
+        wire.bind(flow)
+        self.flows[key] = flow
+        self.touch(flow)
+        destination, port = packet.destination, syn.destination_port
+        if destination in self._own and port == DNS_PORT:
+            DnsService(flow, self.dns, self.touch, now)
+        elif destination in self._own and destination not in self._outward:
+            flow.on_host_failed(None, now)
+        else:
+            try:
+                self.edge.dial(flow, self._outward.get(destination, destination), port)
+            except OSError:
+                self.counters.count("tcp.no_descriptor")
+                flow.on_host_failed(None, now)
+
+    def _refuse_segment(self, key: FlowKey, segment: TcpSegment, mac: MacAddress) -> None:
+        """A segment of a flow that does not exist is reset (RFC 9293, 3.10.7.1)."""
+        self.counters.count("tcp.unknown_flow")
+        if segment.flags & ACK:
+            self._delivery.reset(mac, key, segment.acknowledgment, 0, RST)
+            return
+        length = len(segment.payload) + bool(segment.flags & SYN) + bool(segment.flags & FIN)
+        self._delivery.reset(mac, key, 0, add(segment.sequence, length), RST | ACK)
+
+    # -- UDP
+
+    def _on_udp(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        destination, port = packet.destination, datagram.destination_port
+        if destination in self._own:
+            if port == DNS_PORT:
+                self._on_dns(datagram, packet, mac, now)
+                return
+            if destination not in self._outward:
+                self.counters.count("udp.closed_port")
+                self._delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
+                return
+        mapping = self._mapping(packet.source, datagram.source_port, mac, now)
+        if mapping is None:
+            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+        else:
+            outward = self._outward.get(destination, destination)
+            mapping.on_guest_datagram(datagram.payload, outward, port, now)
+            self.alarms.arm(mapping)
+
+    def _mapping(
+        self, address: Address, port: int, mac: MacAddress, now: float
+    ) -> UdpMapping | None:
+        """The mapping of a guest's address and port, opened if it is new; None if it cannot be."""
+        key = (address, port)
+        mapping = self.mappings.get(key)
+        if mapping is not None:
+            return mapping
+        if len(self.mappings) >= MAPPINGS_MAXIMUM:
+            self.counters.count("udp.mappings_full")
+            return None
+        wire = UdpWire(self._delivery, mac, address, port)
+        mapping = UdpMapping(key, wire, self.counters, now)
+        try:
+            self.edge.open_udp(mapping)
+        except OSError:
+            self.counters.count("udp.no_descriptor")
+            return None
+        self.mappings[key] = mapping
+        return mapping
+
+    def _close_mapping(self, mapping: UdpMapping) -> None:
+        self.alarms.forget(mapping)
+        del self.mappings[mapping.key]
+        mapping.host.close()
+
+    # -- services of the gateway
+
+    def _on_dns(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        def reply(message: Buffer) -> None:
+            self._delivery.datagram(
+                mac, packet.destination, DNS_PORT, packet.source, datagram.source_port, message
+            )
+
+        self.dns.on_query(datagram.payload, "udp", reply, now)
+
+    def _on_dhcp(self, payload: bytes, now: float) -> None:
+        reply = self._dhcp.answer(parse_dhcp(payload), now)
+        if reply is not None:
+            self._delivery.datagram(
+                reply.destination_mac,
+                self._dhcp.settings.server_address,
+                SERVER_PORT,
+                reply.destination,
+                CLIENT_PORT,
+                build_dhcp(reply.message),
+            )
+
+    def _on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        if packet.destination not in self._own:
+            # Echo to the outside is not carried yet; the guest is told, not left to wait.
+            self.counters.count("icmp.not_carried")
+            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            return
+        answer = self._echo.answer(message, now)
+        if answer is None:
+            self.counters.count("icmp.ignored")
+            return
+        echo = icmp_message(answer.type, answer.code, answer.rest, answer.payload)
+        self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+
+    # -- who is who
+
+    def _is_guest(self, address: Address) -> bool:
+        number = int.from_bytes(address, "big")
+        return self._subnet[0] < number < self._subnet[1] and address not in self._own
+
+
+def _dhcp_settings(network: Network) -> DhcpSettings:
+    gateway, nameserver = network.gateway.packed, network.nameserver.packed
+    return DhcpSettings(
+        server_address=gateway,
+        prefix_length=network.subnet.prefixlen,
+        router=gateway,
+        dns_servers=(nameserver,),
+        first=network.first_lease.packed,
+        last=network.last_lease.packed,
+        reserved=frozenset({gateway, nameserver}),
+        mtu=network.mtu,
+        lease_time=network.lease_time,
+        domain=network.domain,
+    )
