@@ -1,0 +1,307 @@
+"""The command line: words in, a checked `Config` out, an exit code back.
+
+Owns the commands, what they print and how errors look; the work is in `app`. Exit
+codes: 0 done, 1 it failed, 2 it was asked for wrongly; `run` ends with QEMU's own.
+What a command needs is imported when it runs, so that `--help` and `cmdline` are quick.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qemu_usernat import __version__
+from qemu_usernat.config import Config, Endpoint, FdEndpoint, parse_endpoint, read_config
+from qemu_usernat.notify import notify_ready
+from qemu_usernat.primitives.errors import UserError
+from qemu_usernat.qemu import command_lines
+
+PROGRAM = "qemu-usernat"
+
+# `run` names its netdev unlike any that the user's own line is likely to have.
+RUN_NETDEV_ID = "usernat"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own); the exit code."""
+    try:
+        code = commands.main(
+            None if arguments is None else list(arguments), PROGRAM, standalone_mode=False
+        )
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    except click.Abort:
+        _complain("interrupted")
+    except UserError as error:
+        _complain(str(error))
+    except BaseExceptionGroup as group:  # what a nursery made of one of the above
+        mistakes, others = group.split((UserError, KeyboardInterrupt))
+        if mistakes is None or others is not None:
+            raise
+        for mistake in _leaves(mistakes):
+            _complain(str(mistake) or "interrupted")
+    return 1
+
+
+@click.group(no_args_is_help=False)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def commands() -> None:
+    """User-mode networking for virtual machines: DHCP, DNS, TCP and UDP for QEMU guests."""
+
+
+def _network_options(command: _Command) -> _Command:
+    """The options that `serve` and `run` share, named as the keys of the file."""
+    for option in reversed(
+        (
+            click.option(
+                "--config",
+                "file",
+                metavar="FILE",
+                type=click.Path(path_type=Path),
+                help="Read settings from this TOML file; options given here win over it.",
+            ),
+            click.option(
+                "--listen",
+                multiple=True,
+                metavar="ENDPOINT",
+                help="Listen for QEMU at unix:PATH, tcp:HOST:PORT or fd:N. May be repeated.",
+            ),
+            click.option(
+                "--connect",
+                multiple=True,
+                metavar="unix:PATH",
+                help="Connect to a QEMU that listens there (server=on). May be repeated.",
+            ),
+            click.option("--mtu", type=int, metavar="N", help="The guest's MTU in bytes."),
+            click.option(
+                "--host-loopback",
+                is_flag=True,
+                help="Let the gateway's address reach this host's 127.0.0.1.",
+            ),
+            click.option(
+                "--dns",
+                multiple=True,
+                metavar="ADDR[:PORT]",
+                help="Ask this resolver instead of the host's own. May be repeated.",
+            ),
+            click.option("-v", "--verbose", is_flag=True, help="Say more of what happens."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command()
+@_network_options
+def serve(file: Path | None, **options: Any) -> int:
+    """Serve guests until SIGINT or SIGTERM.
+
+    Prints QEMU's arguments once it listens. Without --listen and --connect it listens
+    at unix:$XDG_RUNTIME_DIR/qemu-usernat.sock.
+    """
+    import trio
+
+    with _as_usage():
+        config = read_config(file, _given(options))
+    _configure_log(verbose=config.verbose)
+    trio.run(_serve, config)
+    return 0
+
+
+@commands.command(context_settings={"allow_interspersed_args": False})
+@_network_options
+@click.argument("qemu", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(file: Path | None, qemu: tuple[str, ...], **options: Any) -> int:
+    """Start QEMU with our network, and end with it.
+
+    Write QEMU's own command line after a --, without any network in it:
+
+    qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img
+    """
+    import trio
+
+    with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory:  # mode 0700
+        private = parse_endpoint(f"unix:{directory}/guest.sock")
+        with _as_usage():
+            config = read_config(file, _given(options), listen=private)
+        _configure_log(verbose=config.verbose)
+        version = command_lines.version_of(qemu[0])
+        return trio.run(_run, config, version, qemu)
+
+
+@commands.command()
+@click.option("--qemu", metavar="BINARY", help="Ask this QEMU for its version.")
+@click.option("--qemu-version", metavar="X.Y", help="For this version of QEMU.")
+@click.option("--listen", metavar="ENDPOINT", help="Where the server listens.")
+@click.option("--mtu", type=int, metavar="N", help="The guest's MTU in bytes.")
+def cmdline(qemu: str | None, qemu_version: str | None, **options: Any) -> int:
+    """Print the arguments that make a QEMU find the server."""
+    if qemu and qemu_version:
+        raise click.UsageError("--qemu and --qemu-version exclude each other")
+    with _as_usage():
+        config = read_config(None, _given(options))
+        version = command_lines.parse_version(qemu_version) if qemu_version else None
+    version = version or command_lines.version_of(qemu or command_lines.DEFAULT_BINARY)
+    with _as_usage():
+        arguments = command_lines.netdev_arguments(
+            version, config.listen[0], mtu=config.network.mtu
+        )
+    _say(command_lines.in_shell_form(arguments))
+    return 0
+
+
+# ---- serve and run -----------------------------------------------------------------
+
+
+async def _serve(config: Config) -> None:
+    import trio
+
+    from qemu_usernat.app import serve
+
+    async with trio.open_nursery() as nursery:
+
+        def on_ready(endpoints: Sequence[Endpoint]) -> None:
+            for endpoint in endpoints:
+                _say(f"listening on {endpoint}")
+            for endpoint in config.connect:
+                _say(f"connecting to {endpoint}")
+            notify_ready()
+            nursery.start_soon(_print_arguments, config, endpoints)
+
+        await serve(config, on_ready)
+        nursery.cancel_scope.cancel()
+
+
+async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> None:
+    """Print, for each place where we meet QEMU, the line that the person may paste."""
+    import trio
+
+    version, remark = command_lines.NEWEST_KNOWN, "none is installed here"
+    binary = shutil.which(command_lines.DEFAULT_BINARY)
+    if binary:
+        ask = partial(command_lines.version_of, binary)
+        try:
+            version = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            remark = binary
+        except UserError as error:
+            remark = str(error)
+    _say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
+    meetings = [(endpoint, False) for endpoint in endpoints]
+    meetings += [(endpoint, True) for endpoint in config.connect]
+    for endpoint, qemu_listens in meetings:
+        if isinstance(endpoint, FdEndpoint):
+            continue  # an inherited connection: its other end is somebody's already
+        arguments = command_lines.netdev_arguments(
+            version, endpoint, mtu=config.network.mtu, qemu_listens=qemu_listens
+        )
+        _say(command_lines.in_shell_form(arguments))
+
+
+async def _run(config: Config, version: command_lines.Version, qemu: Sequence[str]) -> int:
+    import trio
+
+    from qemu_usernat.app import serve
+    from qemu_usernat.qemu.process import run_program
+
+    code = 0
+    async with trio.open_nursery() as nursery:
+        endpoints: list[Endpoint] = []
+        ready = trio.Event()
+
+        def on_ready(places: Sequence[Endpoint]) -> None:
+            endpoints.extend(places)
+            ready.set()
+
+        async def network() -> None:
+            await serve(config, on_ready)
+            # A signal came before QEMU was there to get it: all is over.
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(network)
+        await ready.wait()
+        meeting = next((each for each in endpoints if not isinstance(each, FdEndpoint)), None)
+        if meeting is None:
+            raise UserError("QEMU cannot be led to an inherited connection; leave --listen out")
+        arguments = command_lines.netdev_arguments(
+            version,
+            meeting,
+            netdev_id=RUN_NETDEV_ID,
+            mac=None,
+            device=command_lines.device_for(qemu),
+            mtu=config.network.mtu,
+        )
+        code = await run_program([*qemu, *arguments])
+        nursery.cancel_scope.cancel()
+    return code
+
+
+# ---- words -------------------------------------------------------------------------
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line, raw, as the file would hold them."""
+    return {
+        key: value
+        for key, value in options.items()
+        if not (value is None or value is False or value == ())
+    }
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """A `UserError` in here is a wrong request (exit code 2), not a failure."""
+    try:
+        yield
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _complain(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    """Print at once. Whoever reads may have gone (`| head -1`): the guests do not care."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # As the library's documentation of SIGPIPE advises: nothing left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _configure_log(*, verbose: bool) -> None:
+    """Log lines for a person, on stderr; stdout is for what is to be pasted."""
+    import logging
+
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if verbose else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
