@@ -146,13 +146,15 @@ class Router:
 
     def end_turn(self, now: float) -> None:
         """Let every touched flow pay what it owes, and every port send."""
-        while self._touched:
+        while True:
             touched, self._touched = self._touched, []
             for flow in touched:
                 flow.touched = False
                 flow.flush(now)
                 self._settle(flow)
             self._send()
+            if not self._touched:
+                return
 
     def _settle(self, flow: TcpFlow) -> None:
         """Set the flow's alarm, or forget the flow if it has ended."""
