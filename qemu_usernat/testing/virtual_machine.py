@@ -152,9 +152,9 @@ def _start(
     ours, theirs = socket.socketpair()
     with theirs, (folder / "qemu.log").open("wb") as log:
         try:
+            command += _arguments(image, folder, theirs.fileno())
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command]
-                + _arguments(image, folder, theirs.fileno()),
+                ["setpriv", "--pdeathsig", "KILL", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
