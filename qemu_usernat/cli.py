@@ -5,6 +5,7 @@ codes: 0 done, 1 it failed, 2 it was asked for wrongly; `run` ends with QEMU's o
 What a command needs is imported when it runs, so that `--help` and `cmdline` are quick.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -114,7 +115,7 @@ def serve(file: Path | None, **options: Any) -> int:
 
     with _as_usage():
         config = read_config(file, _given(options))
-    _configure_log(verbose=config.verbose)
+    _configure_log(logging.DEBUG if config.verbose else logging.INFO)
     trio.run(_serve, config)
     return 0
 
@@ -135,7 +136,8 @@ def run(file: Path | None, qemu: tuple[str, ...], **options: Any) -> int:
         private = parse_endpoint(f"unix:{directory}/guest.sock")
         with _as_usage():
             config = read_config(file, _given(options), listen=private)
-        _configure_log(verbose=config.verbose)
+        # The terminal is QEMU's: a guest's console is no place for our small talk.
+        _configure_log(logging.DEBUG if config.verbose else logging.WARNING)
         version = command_lines.version_of(qemu[0])
         return trio.run(_run, config, version, qemu)
 
@@ -187,6 +189,12 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
     """Print, for each place where we meet QEMU, the line that the person may paste."""
     import trio
 
+    meetings = [(endpoint, False) for endpoint in endpoints]
+    meetings += [(endpoint, True) for endpoint in config.connect]
+    # The other end of an inherited connection is somebody's already.
+    meetings = [each for each in meetings if not isinstance(each[0], FdEndpoint)]
+    if not meetings:
+        return
     version, remark = command_lines.NEWEST_KNOWN, "none is installed here"
     binary = shutil.which(command_lines.DEFAULT_BINARY)
     if binary:
@@ -197,11 +205,7 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
         except UserError as error:
             remark = str(error)
     _say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
-    meetings = [(endpoint, False) for endpoint in endpoints]
-    meetings += [(endpoint, True) for endpoint in config.connect]
     for endpoint, qemu_listens in meetings:
-        if isinstance(endpoint, FdEndpoint):
-            continue  # an inherited connection: its other end is somebody's already
         arguments = command_lines.netdev_arguments(
             version, endpoint, mtu=config.network.mtu, qemu_listens=qemu_listens
         )
@@ -288,10 +292,8 @@ def _say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _configure_log(*, verbose: bool) -> None:
+def _configure_log(level: int) -> None:
     """Log lines for a person, on stderr; stdout is for what is to be pasted."""
-    import logging
-
     import structlog
 
     structlog.configure(
@@ -300,8 +302,6 @@ def _configure_log(*, verbose: bool) -> None:
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.DEBUG if verbose else logging.INFO
-        ),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

@@ -14,6 +14,7 @@ import attrs
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from qemu_usernat import cli
 from qemu_usernat.cli import main
@@ -29,6 +30,7 @@ class Network:
     endpoints: list[Endpoint] | None = None  # to be ready at; None: those that were asked for
     ready: bool = True  # False: it ends before it listens
     then: Callable[[], None] = lambda: None  # what happens once it is ready
+    wait_until_idle: bool = False  # whether it ends only when all else has
     forever: bool = False
 
     async def serve(self, config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) -> None:
@@ -38,6 +40,8 @@ class Network:
             return
         on_ready(config.listen if self.endpoints is None else self.endpoints)
         self.then()
+        if self.wait_until_idle:
+            await trio.testing.wait_all_tasks_blocked()
         if self.forever:
             await trio.sleep_forever()
 
@@ -167,6 +171,16 @@ def test_an_inherited_connection_needs_no_arguments(
     lines = run_until_printed(network, monkeypatch, ["serve", "--listen", "fd:7"], 4)
     assert lines[0] == "listening on fd:7"
     assert "addr.path=/a" in lines[3]
+
+
+def test_with_nothing_to_paste_no_qemu_is_asked(
+    network: Network, qemu: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only an inherited connection: one line says that it is served, and that is all."""
+    network.endpoints = [FdEndpoint(7)]
+    network.wait_until_idle = True
+    assert main(["serve", "--listen", "fd:7"]) == 0
+    assert capsys.readouterr().out == "listening on fd:7\n"
 
 
 def test_a_failure_is_one_line_and_exit_code_1(

@@ -201,7 +201,11 @@ def _make_room(path: str) -> None:
 @contextlib.contextmanager
 def _our_turn(directory: Path) -> Iterator[None]:
     """Only one of us looks at and replaces a socket file in `directory` at a time."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        yield  # a drop box (mode 1733): we may put our socket there, but not look or lock
+        return
     try:
         deadline = time.monotonic() + TURN_WAIT
         while time.monotonic() < deadline:

@@ -177,6 +177,20 @@ def test_a_strangers_lock_on_the_directory_does_not_stop_us(
     ours.close()
 
 
+def test_a_directory_that_we_may_write_but_not_read_will_do(
+    endpoint: UnixEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such directories exist for sockets; the lock is a courtesy, not a condition."""
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    ours = Listener.open(endpoint)
+    dial(endpoint).close()
+    ours.close()
+
+
 # ---- accepting ---------------------------------------------------------------------
 
 
