@@ -1,0 +1,216 @@
+"""The fast tier: what it knows, what it leaves alone, and that the slow tier says the same."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qemu_usernat.primitives.errors import Malformed
+from qemu_usernat.wire.checksum import checksum, pseudo_header
+from qemu_usernat.wire.decoder import decode, decode_transport
+from qemu_usernat.wire.emit import SegmentTemplate
+from qemu_usernat.wire.headers import Peeked, peek
+from qemu_usernat.wire.ipv4 import ipv4_frames
+from qemu_usernat.wire.packets import (
+    ACK,
+    FIN,
+    PSH,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    URG,
+    Buffer,
+    IpPacket,
+    TcpSegment,
+    UdpDatagram,
+)
+from qemu_usernat.wire.udp import udp_datagram
+
+GUEST_MAC = bytes.fromhex("525400123456")
+GATEWAY_MAC = bytes.fromhex("52550a000202")
+GUEST = bytes([10, 0, 2, 15])
+HOST = bytes([192, 0, 2, 1])
+
+
+def segment(payload: bytes = b"", flags: int = ACK, options: bytes = b"") -> bytes:
+    """A frame from the guest with a TCP segment."""
+    out: list[Buffer] = []
+    template = SegmentTemplate(GATEWAY_MAC, GUEST_MAC, GUEST, 40000, HOST, 443)
+    template.append(out, 1000, 2000, flags, 500, payload, options)
+    return b"".join(out)[4:]
+
+
+def datagram(payload: bytes = b"", ttl: int = 64) -> bytes:
+    """A frame from the guest with a UDP datagram, not padded."""
+    content = udp_datagram(GUEST, 40000, HOST, 53, payload)
+    (wire,) = ipv4_frames(
+        GUEST_MAC, GATEWAY_MAC, GUEST, HOST, UDP, content, 65535, identification=7, ttl=ttl
+    )
+    return wire[4 : 4 + 34 + len(content)]
+
+
+def repaired(frame: bytes) -> bytes:
+    """The frame with the checksums made right that its lengths say it has, if they can be."""
+    changed = bytearray(frame)
+    if len(changed) < 42 or not 28 <= int.from_bytes(changed[16:18], "big") <= len(changed) - 14:
+        return frame
+    changed[24:26] = bytes(2)
+    changed[24:26] = checksum(changed[14:34]).to_bytes(2, "big")
+    total, protocol = int.from_bytes(changed[16:18], "big"), changed[23]
+    length = int.from_bytes(changed[38:40], "big") if protocol == UDP else total - 20
+    at = 40 if protocol == UDP else 50
+    if at + 2 <= 34 + length <= len(changed):
+        changed[at : at + 2] = bytes(2)
+        start = pseudo_header(bytes(changed[26:30]), bytes(changed[30:34]), protocol, length)
+        changed[at : at + 2] = checksum(changed[34 : 34 + length], start).to_bytes(2, "big")
+    return bytes(changed)
+
+
+def slow(frame: bytes) -> Peeked | None:
+    """What the slow tier has to say in the fast tier's words; None for all that is not plain."""
+    try:
+        packet = decode(frame).content
+        if not isinstance(packet, IpPacket) or len(packet.header) != 20 or packet.ttl < 2:
+            return None
+        if packet.more_fragments or packet.fragment_offset:
+            return None
+        content = decode_transport(packet)
+    except Malformed:
+        return None
+    numbers = (0, 0, 0, 0)
+    if isinstance(content, TcpSegment):
+        start = 54
+        if len(packet.payload) != 20 + len(content.payload) or content.flags & (SYN | URG):
+            return None
+        numbers = (content.sequence, content.acknowledgment, content.flags, content.window)
+    elif isinstance(content, UdpDatagram):
+        start = 42
+    else:
+        return None
+    end = start + len(content.payload)
+    assert content.payload == frame[start:end]
+    return (packet.protocol, packet.source, content.source_port, packet.destination,
+            content.destination_port, start, end, *numbers)  # fmt: skip
+
+
+def test_a_plain_segment() -> None:
+    """The addresses, the ports, where the payload lies, and the four numbers of TCP."""
+    frame = segment(b"hello, world", ACK | PSH)
+    expected = (TCP, GUEST, 40000, HOST, 443, 54, 66, 1000, 2000, ACK | PSH, 500)
+    assert peek(memoryview(frame)) == expected
+    assert frame[54:66] == b"hello, world"
+
+
+def test_a_pure_acknowledgment_padded_or_not() -> None:
+    """54 bytes from a virtio guest, 60 from a card that pads: no payload in either."""
+    frame = segment()
+    assert len(frame) == 60
+    for view in (memoryview(frame), memoryview(frame)[:54]):
+        assert peek(view) == (TCP, GUEST, 40000, HOST, 443, 54, 54, 1000, 2000, ACK, 500)
+
+
+@pytest.mark.parametrize("size", [0, 1, 11, 12, 13, 1472, 65507])
+def test_a_plain_datagram(size: int) -> None:
+    """From the 42 bytes of an empty one to the largest there is."""
+    frame = datagram(b"u" * size)
+    assert len(frame) == 42 + size
+    assert peek(memoryview(frame)) == (UDP, GUEST, 40000, HOST, 53, 42, 42 + size, 0, 0, 0, 0)
+    padded = memoryview(frame.ljust(60, b"\0"))
+    assert peek(padded) == peek(memoryview(frame))
+
+
+def test_a_datagram_without_a_checksum() -> None:
+    """0 means that there is none (RFC 768)."""
+    frame = datagram(b"data")
+    assert peek(memoryview(frame[:40] + b"\0\0" + frame[42:])) is not None
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | PSH, FIN | ACK, RST, RST | ACK, 0, 0xC0 | ACK])
+def test_flags_of_an_open_connection_are_plain(flags: int) -> None:
+    """Data, FIN and RST take the fast path, with ECN's bits or without."""
+    peeked = peek(memoryview(segment(b"x", flags)))
+    assert peeked is not None
+    assert peeked[9] == flags
+
+
+def changed(frame: bytes, at: int, value: bytes) -> bytes:
+    """The frame with some bytes replaced and its checksums right again."""
+    return repaired(frame[:at] + value + frame[at + len(value) :])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        segment(flags=SYN),
+        segment(flags=SYN | ACK),
+        segment(flags=ACK | URG),
+        segment(options=b"\x01\x01\x08\x0a12345678"),
+        changed(segment(b"data"), 20, b"\x20\0"),
+        changed(segment(b"data"), 20, b"\0\x01"),
+        datagram(b"data", ttl=1),
+        datagram(b"data", ttl=0),
+        datagram()[:41],
+        segment()[:53],
+        b"",
+    ],
+    ids=["syn", "syn-ack", "urgent", "timestamps", "first fragment", "later fragment", "ttl 1",
+         "ttl 0", "41 bytes", "53 bytes", "nothing"],
+)  # fmt: skip
+def test_all_else_is_for_the_slow_tier(frame: bytes) -> None:
+    """Unusual or broken: the fast tier has no opinion."""
+    assert peek(memoryview(frame)) is None
+
+
+def test_repairing_is_what_makes_a_change_count() -> None:
+    """The helper of these tests: a changed port with right checksums is plain again."""
+    peeked = peek(memoryview(changed(segment(b"data"), 36, b"\0\x50")))
+    assert peeked is not None
+    assert peeked[4] == 80
+
+
+plain_frames = st.one_of(
+    st.builds(segment, st.binary(max_size=100), st.integers(0, 255), st.sampled_from(
+        [b"", b"", b"\1\1\1\0", b"\2\4\5\xb4", b"\1\1\x08\x0a12345678"])),
+    st.builds(datagram, st.binary(max_size=100), st.integers(0, 255)),
+)  # fmt: skip
+changes = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=4)
+
+
+@settings(max_examples=2000, deadline=timedelta(seconds=1))
+@given(plain_frames, changes, st.booleans(), st.integers(0, 170), st.binary(max_size=20))
+@example(segment(b"data"), [], False, 170, b"")
+@example(datagram(b"data"), [(20, 0x80)], True, 170, b"padding")
+def test_both_tiers_say_the_same(
+    frame: bytes, changes: list[tuple[int, int]], repair: bool, cut: int, padding: bytes
+) -> None:
+    """Plain to one is plain to the other, field by field, however the frame was bent."""
+    bent = bytearray(frame)
+    for at, value in changes:
+        if at < len(bent):
+            bent[at] = value
+    frame = (repaired(bytes(bent)) if repair else bytes(bent))[:cut] + padding
+    assert peek(memoryview(frame)) == slow(frame)
+
+
+@given(st.binary(max_size=120))
+def test_both_tiers_say_the_same_of_garbage(frame: bytes) -> None:
+    """Random bytes are no exception, and raise none."""
+    assert peek(memoryview(frame)) == slow(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [segment(b"data"), segment(), datagram(b"data"), datagram()],
+    ids=["segment", "acknowledgment", "datagram", "empty datagram"],
+)
+def test_both_tiers_say_the_same_of_every_single_byte_mutation(frame: bytes) -> None:
+    """Each byte set to each value, with the checksums as they were and made right."""
+    for at in range(len(frame)):
+        assert peek(memoryview(frame[:at])) == slow(frame[:at])
+        for value in range(256):
+            bent = frame[:at] + bytes([value]) + frame[at + 1 :]
+            assert peek(memoryview(bent)) == slow(bent)
+            mended = repaired(bent)
+            assert peek(memoryview(mended)) == slow(mended)
