@@ -21,10 +21,10 @@ from qemu_usernat.config.endpoints import Endpoint
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host import tcp, udp
-from qemu_usernat.host.poller import Poller
 from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.qemu.link import Link

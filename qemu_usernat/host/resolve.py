@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.host.poller import Poller
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import format_address
 
 DNS_PORT = 53

@@ -9,8 +9,8 @@ import socket
 import struct
 from collections.abc import Callable
 
-from qemu_usernat.host.poller import Poller
 from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.wire.packets import Buffer
 

@@ -11,8 +11,8 @@ import socket
 import struct
 import sys
 
-from qemu_usernat.host.poller import Poller
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.packets import Buffer

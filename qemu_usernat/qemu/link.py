@@ -7,9 +7,9 @@ queued; when the guest's QEMU does not read, the port's queue is the bound.
 import socket
 from collections.abc import Callable
 
-from qemu_usernat.host.poller import Poller
 from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.qemu.framing import FrameBuffer

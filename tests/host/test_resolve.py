@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.host.poller import Poller
+from qemu_usernat.poller import Poller
 from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
 from qemu_usernat.primitives.addresses import parse_address
 

@@ -1,0 +1,115 @@
+"""Write docs/tcp-states.md from the tables in `qemu_usernat.nat.tcp.states`.
+
+python tools/tcp_states.py          # writes the file
+python tools/tcp_states.py --check  # fails if the file differs from the tables
+"""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from qemu_usernat.nat.tcp.states import (
+    GUEST_TRANSITIONS,
+    HOST_TRANSITIONS,
+    JOINT_RULES,
+    GuestEvent,
+    GuestState,
+    HostEvent,
+    HostState,
+    JointRule,
+    Transition,
+)
+
+PAGE = Path(__file__).parent.parent / "docs" / "tcp-states.md"
+
+HEAD = """\
+# The states of a TCP flow
+
+*This page is made from `qemu_usernat/nat/tcp/states.py` by `make docs`; a test fails when they
+differ.*
+
+A flow is two halves. The **guest half** is one end of a TCP connection with the guest's kernel, in
+the states of RFC 9293, 3.3.2: we play the server that the guest called. Two of its states are said
+more exactly than there: SYN-HELD is LISTEN with a SYN that waits for the host half, and RESET is
+CLOSED by a reset. The **host half** is a stream socket to the server that the guest meant. What one
+half owes the other stands in the **joint rules**.
+
+A flow changes a state only by looking up (state, event) in these tables; a pair that is not here is
+refused by name, as a bug of ours.
+"""
+
+Row = Transition[GuestState, GuestEvent] | Transition[HostState, HostEvent]
+
+
+def render() -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            HEAD,
+            "## The guest half\n",
+            *_diagram(GUEST_TRANSITIONS, start=GuestState.SYN_HELD),
+            "Resets are left out of the picture: from every state but TIME-WAIT, "
+            "and the two ends, one leads to RESET.\n",
+            *_table(GUEST_TRANSITIONS),
+            "## The host half\n",
+            *_diagram(HOST_TRANSITIONS, start=HostState.IDLE),
+            *_table(HOST_TRANSITIONS),
+            "## Joint rules\n",
+            "At the end of each turn a flow pays what its pair of states owes, in this order.\n",
+            *_rules(JOINT_RULES),
+        ]
+    )
+
+
+def _diagram(rows: Iterable[Row], *, start: GuestState | HostState) -> list[str]:
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {_identifier(start)}"]
+    lines += [
+        f"    {_identifier(row.state)} --> {_identifier(row.target)}: {row.event.value}"
+        for row in rows
+        if row.target is not GuestState.RESET
+    ]
+    return [*lines, "```", ""]
+
+
+def _identifier(state: GuestState | HostState) -> str:
+    name: str = state.value
+    return name.replace("-", "_")
+
+
+def _table(rows: Iterable[Row]) -> list[str]:
+    lines = ["| in | when | to | because |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.state.value} | {row.event.value} | {row.target.value} | {row.reason} |"
+        for row in rows
+    ]
+    return [*lines, ""]
+
+
+def _rules(rules: Iterable[JointRule]) -> list[str]:
+    lines = ["| guest half in | host half in | owed | because |", "|---|---|---|---|"]
+    lines += [
+        f"| {_names(rule.guest, GuestState)} | {_names(rule.host, HostState)} "
+        f"| {rule.duty.value} | {rule.reason} |"
+        for rule in rules
+    ]
+    return [*lines, ""]
+
+
+def _names(
+    states: frozenset[GuestState] | frozenset[HostState],
+    order: type[GuestState] | type[HostState],
+) -> str:
+    return ", ".join(state.value for state in order if state in states)
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    page = render()
+    if "--check" in sys.argv[1:]:
+        return int(PAGE.read_text() != page)
+    PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
