@@ -234,7 +234,7 @@ class TcpFlow:
         """No octet is expected yet, or ever again."""
         if self.guest_state is GuestState.SYN_HELD and flags & RST and offset in (0, -1):
             self._move_guest(GuestEvent.RST_RECEIVED)
-        elif not flags & SYN:
+        elif not flags & (SYN | RST):
             self.counters.count("tcp.not_expected")
         return False
 

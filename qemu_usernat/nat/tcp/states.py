@@ -23,6 +23,8 @@ class GuestState(Enum):
     which crosses to the other half as one; CLOSED is only the orderly end.
     """
 
+    __hash__ = object.__hash__  # by identity: looked up every turn, and Enum's own is in Python
+
     SYN_HELD = "SYN-HELD"
     SYN_RECEIVED = "SYN-RECEIVED"
     ESTABLISHED = "ESTABLISHED"
@@ -51,6 +53,8 @@ class GuestEvent(Enum):
 
 class HostState(Enum):
     """The host half: a stream socket as its owner sees it."""
+
+    __hash__ = object.__hash__
 
     IDLE = "IDLE"
     DIALING = "DIALING"
