@@ -4,7 +4,7 @@ The model is what a person with a notebook would keep: who was acknowledged whic
 when. It shares no code with the server.
 """
 
-from hypothesis import settings as hypothesis_settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -187,7 +187,5 @@ class Segment(RuleBasedStateMachine):
         assert len(live) == len(set(live))
 
 
-Segment.TestCase.settings = hypothesis_settings(
-    max_examples=200, stateful_step_count=40, deadline=None
-)
+Segment.TestCase.settings = settings(stateful_step_count=40)
 TestSegment = Segment.TestCase

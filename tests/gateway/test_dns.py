@@ -485,6 +485,7 @@ def _header(counts: bytes) -> bytes:
 
 
 _QUESTION = b"\x03www\x07example\0\0\x01\0\x01"
+_RECORD = b"\0\0\x0a\0\x01" + bytes(6)
 _OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
 
 
@@ -501,7 +502,7 @@ _OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
         _header(b"\0\x01\0\0\0\0\0\0") + b"\x3f" + b"a" * 63 + b"\x3f" * 300,
         _header(b"\0\x01\0\0\0\0\0\x01") + _QUESTION + _OPT[:-3],
         _header(b"\0\x01\0\0\0\0\0\x02") + _QUESTION + _OPT + _OPT,
-        _header(b"\0\x01\xff\xff\xff\xff\xff\xff") + _QUESTION + _OPT * 5000,
+        _header(b"\0\x01\0\x09\0\0\0\0") + _QUESTION + _RECORD * 9,
     ],
 )
 def test_a_malformed_query_is_told_so(malformed: bytes) -> None:

@@ -24,3 +24,14 @@ def test_a_client_whose_record_went_to_another_starts_afresh() -> None:
     assert pool.offer(b"first", None, 61.0) is None
     assert not pool.bind(b"first", only, 60.0, 61.0)
     assert not pool.release(b"first", only, 61.0)
+
+
+def test_a_client_that_moved_is_not_forgotten_with_its_former_address() -> None:
+    """When its former address goes to another, a client keeps the one that it has now."""
+    first, second = parse_address("10.0.2.1"), parse_address("10.0.2.2")
+    pool = LeasePool(first, second, frozenset())
+    assert pool.bind(b"mover", first, 10.0, 0.0)
+    assert pool.bind(b"mover", second, 60.0, 20.0)
+    assert pool.bind(b"other", first, 60.0, 21.0)
+    assert pool.offer(b"mover", None, 22.0) == second
+    assert pool.release(b"mover", second, 23.0)

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import dns.message
 import pytest
 
-from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.poller import Poller
+from qemu_usernat.gateway.dns import DnsForwarder, Upstream
+from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import parse_address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.time import NEVER
 
 LOOPBACK = parse_address("127.0.0.1")
 WAIT = 5.0
@@ -242,6 +246,44 @@ def test_closing_forgets_everything(desk: Desk, stack: ExitStack) -> None:
     assert not desk.asker.waits(1)
     assert not desk.asker.waits(2)
     assert not desk.poller.dispatch(42.0)
+
+
+# The forwarder on top
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_lookup_survives_a_dead_first_resolver(
+    desk: Desk, stack: ExitStack, transport: str
+) -> None:
+    """Forwarder and asker together: refused by one, answered by the other, no socket left."""
+    counters, replies = Counters(), list[bytes]()
+    if transport == "udp":
+        resolver, upstream = udp_resolver(stack)
+    else:
+        resolver, upstream = tcp_resolver(stack)
+    zone = Zone(parse_address("10.0.2.2"), parse_address("10.0.2.3"), 24)
+    upstreams = ((LOOPBACK, closed_port()), upstream)
+    forwarder = DnsForwarder(zone, upstreams, desk.asker, lambda: 0xBEEF, counters)
+    desk.asker.on_answer = forwarder.on_answer
+    query = dns.message.make_query("www.example", "A")
+    forwarder.on_query(query.to_wire(), transport, replies.append, 0.0)
+    while not counters["dns.upstream_failed"]:
+        desk.turn()
+    if transport == "udp":
+        question, asker = resolver.recvfrom(100)
+        resolver.sendto(dns.message.make_response(dns.message.from_wire(question)).to_wire(), asker)
+    else:
+        desk.turn()
+        connection = accepted(stack, resolver)
+        question = connection.recv(100)[2:]
+        response = dns.message.make_response(dns.message.from_wire(question)).to_wire()
+        connection.sendall(len(response).to_bytes(2, "big") + response)
+    while not replies:
+        desk.turn()
+    assert query.is_response(dns.message.from_wire(replies[0]))
+    assert forwarder.deadline() == NEVER
+    assert not desk.asker.waits(1)
+    assert not desk.asker.waits(2)
 
 
 # resolv.conf
