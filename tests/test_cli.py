@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -151,6 +152,23 @@ def test_once_it_listens_it_prints_what_to_paste(
         "reconnect-ms=1000",
         "stream,id=net0,server=on,addr.type=unix,addr.path=/c",
     ]
+
+
+def test_systemd_is_told_when_it_listens_and_not_before(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit that waits for ours starts its QEMU at the right moment."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.setblocking(False)
+        systemd.bind(f"{tmp_path}/notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
+        network.ready = False
+        assert main(["serve", "--listen", "unix:/a"]) == 0
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+        network.ready = True
+        assert main(["serve", "--listen", "unix:/a"]) == 0
+        assert systemd.recv(100) == b"READY=1"
 
 
 def test_without_a_qemu_it_prints_for_the_newest_and_says_so(

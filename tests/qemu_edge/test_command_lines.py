@@ -82,7 +82,7 @@ def test_a_relative_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert f"addr.path={tmp_path}/a.sock" in netdev_arguments((7, 2), UnixEndpoint("a.sock"))[1]
 
 
-@given(st.text(st.characters(exclude_characters="\0/.", codec="utf-8"), min_size=1, max_size=20))
+@given(st.text(st.sampled_from(",=' \"\\$\naü"), min_size=1, max_size=20))
 def test_any_path_survives_qemu_and_the_shell(name: str) -> None:
     """Commas, quotes, blanks: the QEMU that is pasted opens the path that we listen on."""
     line = in_shell_form(netdev_arguments((7, 2), UnixEndpoint(f"/run/{name}")))
