@@ -22,19 +22,22 @@ class FrameBuffer:
     """Bytes of one link that are not yet whole frames.
 
     The caller reads into `free`, then calls `take`, which hands out each whole frame as a
-    view that is good until the next read.
+    view that is good until `free` is called again.
     """
 
-    __slots__ = ("_buffer", "_have", "_view")
+    __slots__ = ("_end", "_start", "_view")
 
     def __init__(self) -> None:
-        self._buffer = bytearray(BUFFER_SIZE)
-        self._view = memoryview(self._buffer)
-        self._have = 0
+        self._view = memoryview(bytearray(BUFFER_SIZE))
+        self._start = self._end = 0
 
     def free(self) -> memoryview:
-        """Where the next bytes go."""
-        return self._view[self._have :]
+        """Where the next bytes go; what is left over moves to the front, over older frames."""
+        view, start, end = self._view, self._start, self._end
+        if start:
+            view[: end - start] = view[start:end]
+            self._start, self._end = 0, end - start
+        return view[self._end :]
 
     def take(self, received: int, on_frame: Callable[[memoryview], None]) -> None:
         """Hand out the frames that `received` more bytes complete.
@@ -43,22 +46,18 @@ class FrameBuffer:
         nothing tells where the next frame begins.
         """
         view, unpack = self._view, _LENGTH.unpack_from
-        have = self._have + received
-        at = 0
-        try:
-            while have - at >= _HEADER:
-                (length,) = unpack(view, at)
-                if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
-                    raise Malformed(_reason(length))
-                start = at + _HEADER
-                if have - start < length:
-                    break
-                at = start + length
-                on_frame(view[start:at])
-        finally:
-            self._have = have - at
-            if at and self._have:
-                view[: self._have] = view[at:have]
+        at, end = self._start, self._end + received
+        self._end = end
+        while end - at >= _HEADER:
+            (length,) = unpack(view, at)
+            if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
+                raise Malformed(_reason(length))
+            start = at + _HEADER
+            if end - start < length:
+                break
+            at = start + length
+            on_frame(view[start:at])
+        self._start = at
 
 
 def _reason(length: int) -> str:
