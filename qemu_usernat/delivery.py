@@ -23,6 +23,9 @@ UNUSED = bytes(4)
 """The second word of an ICMP error that has no use for it (RFC 792)."""
 
 
+ETHERNET_MTU = 1500  # bytes of IP packet (RFC 894): what every guest takes
+
+
 @define(eq=False)
 class Delivery:
     """Packets to guests, by MAC address."""
@@ -46,6 +49,7 @@ class Delivery:
         """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
         MTU."""
         self._identification = (self._identification + 1) & 0xFFFF
+        port = None if mac[0] & 1 else self.switch.port_of(mac)
         frames = ipv4_frames(
             self.gateway_mac,
             mac,
@@ -53,11 +57,17 @@ class Delivery:
             destination,
             protocol,
             payload,
-            self.mtu,
+            min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU),
             self._identification,
         )
         for frame in frames:
             self.frame(mac, frame)
+
+    def on_shown_mtu(self, mac: MacAddress, mtu: int) -> None:
+        """The guest at `mac` has sent, or has said that it takes, an IP packet of `mtu` bytes."""
+        port = self.switch.port_of(mac)
+        if port is not None and mtu > port.shown_mtu:
+            port.shown_mtu = mtu
 
     def frame(self, mac: MacAddress, frame: bytes) -> None:
         """One frame, stream length in front, to one guest or to all."""

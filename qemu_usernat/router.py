@@ -25,7 +25,7 @@ from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.opening import HEADERS, open_flow
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.primitives.addresses import (
@@ -208,6 +208,14 @@ class Router:
         for first, mac in self._reassembler.expire(now):
             self._delivery.error(mac, first, TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED, now)
 
+    def close(self) -> None:
+        """Give every descriptor of the host back."""
+        for sleeper in tuple(self.alarms):  # every flow and mapping has a deadline
+            if isinstance(sleeper, TcpFlow):
+                sleeper.abandon()
+            elif isinstance(sleeper, UdpMapping):
+                self._close_mapping(sleeper)
+
     # -- frames: the fast way
 
     def on_frame(self, frame: memoryview, now: float) -> None:
@@ -254,6 +262,7 @@ class Router:
 
     def _on_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         """A packet whose header is right, from the guest at `mac`."""
+        self._delivery.on_shown_mtu(mac, len(packet.header) + len(packet.payload))
         if not self._is_guest(packet.source):
             if packet.source == ANY_IPV4 and packet.protocol == UDP:
                 self._on_packet_of_nobody(packet, mac, now)
@@ -349,6 +358,8 @@ class Router:
     def _open_tcp(
         self, key: FlowKey, syn: TcpSegment, packet: IpPacket, mac: MacAddress, now: float
     ) -> None:
+        if syn.maximum_segment_size:
+            self._delivery.on_shown_mtu(mac, syn.maximum_segment_size + HEADERS)
         wire = TcpWire(self._delivery, mac, key, packet)
         flow = open_flow(key, syn, wire, self.network.mtu, self.secret, self.counters, now)
         wire.bind(flow)

@@ -20,6 +20,8 @@ from qemu_usernat.wire.packets import Buffer
 DATAGRAMS_AT_ONCE = 64
 """Datagrams read from one socket in one go, so that one flood does not starve the others."""
 
+RECEIVE_BUFFER = 1024 * 1024  # bytes
+
 DATAGRAM_MAXIMUM = 65535  # bytes
 
 _LINUX = sys.platform == "linux"
@@ -36,6 +38,9 @@ def open_udp(mapping: UdpMapping, poller: Poller, counters: Counters) -> None:
     try:
         if _LINUX:
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        # The system's default holds a few bursts of a fast sender's datagrams; ask for more. What
+        # it grants is bounded by net.core.rmem_max, and used only while datagrams wait.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         sock.bind(("", 0))
     except OSError:
         sock.close()

@@ -36,6 +36,9 @@ class Port:
     """Frames as the stream carries them, each with its length in front, in pieces."""
     queued: int = 0
     """Bytes in `outbox`."""
+    shown_mtu: int = 1500
+    """Bytes of IP packet that this guest has shown it can take: a network card may refuse the MTU
+    that DHCP tells. Ethernet's own (RFC 894) until it shows more."""
     transmit: Callable[[], None] = _nowhere
     """Set by the link: write as much of `outbox` as the guest takes now."""
     waiting: set[Any] = field(factory=set)
