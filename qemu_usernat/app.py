@@ -46,12 +46,13 @@ class Server:
     poller: Poller = field(factory=Poller)
     router: Router = field(init=False)
     links: dict[Link, trio.Event] = field(factory=dict)
+    _asker: UpstreamAsker = field(init=False)
     _alarm: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
         network = self.config.network
         upstreams = [(address.packed, port) for address, port in network.dns]
-        asker = UpstreamAsker(self.poller)
+        asker = self._asker = UpstreamAsker(self.poller)
         forwarder = DnsForwarder(
             zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
             upstreams=upstreams or system_resolvers(),
@@ -125,6 +126,8 @@ class Server:
         """Give every descriptor back; guests see their link go down."""
         for link in tuple(self.links):
             link.close("the server ends")
+        self.router.close()
+        self._asker.close()
         self.poller.close()
 
 

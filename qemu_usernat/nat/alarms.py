@@ -5,6 +5,7 @@ due, and is set again. So an acknowledgment, which moves a deadline with every s
 costs one comparison here.
 """
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Protocol
@@ -34,6 +35,9 @@ class Alarms:
 
     def __len__(self) -> int:
         return len(self._armed)
+
+    def __iter__(self) -> Iterator[Sleeper]:
+        return iter(self._armed)
 
     def arm(self, sleeper: Sleeper) -> None:
         """See to it that `sleeper` is woken at its deadline, or before."""

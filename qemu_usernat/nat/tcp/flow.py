@@ -370,8 +370,14 @@ class TcpFlow:
         self.sender.data_waiting = True
 
     def on_host_eof(self, now: float) -> None:
-        """The server has ended its direction."""
-        self._move_host(HostEvent.EOF)
+        """The server has ended its direction; saying so twice is no news."""
+        if self.host_state in (HostState.OPEN, HostState.WRITE_SHUT):
+            self._move_host(HostEvent.EOF)
+
+    def abandon(self) -> None:
+        """Close the host half without another word: the network itself ends."""
+        if self.host_state in HOST_HOLDS_SOCKET:
+            self._move_host(HostEvent.DROPPED)
 
     # -- the end of a turn
 
