@@ -84,7 +84,7 @@ class Server:
 
     def _on_close(self, link: Link, reason: str) -> None:
         _log.info("guest disconnected", link=link.port.name, reason=reason)
-        self.router.wake(link.port.waiting)
+        self.router.on_link_down(link.port, trio.current_time())
         self.links.pop(link).set()
 
     # -- turns

@@ -11,6 +11,9 @@ from qemu_usernat.gateway.dns_stream import DnsStream
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.wire.packets import Buffer
 
+ANSWERS_MAXIMUM = 64 * 1024
+"""Bytes of answers kept before more queries are taken; what one turn takes comes on top."""
+
 
 class DnsService:
     """One connection to the name server; a `HostStream` that is no socket."""
@@ -45,8 +48,10 @@ class DnsService:
     # -- HostStream
 
     def send(self, buffers: list[Buffer]) -> int:
-        """Queries, in pieces."""
+        """Queries, in pieces; none while too many answers wait for a guest that does not read."""
         taken = 0
+        if len(self._answers) >= ANSWERS_MAXIMUM:
+            return taken
         for piece in buffers:
             taken += len(piece)
             self._stream.feed(memoryview(piece), self._now)

@@ -20,7 +20,7 @@ from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.icmp import EchoResponder, ErrorLimiter
-from qemu_usernat.lan.port import STALLED_AT
+from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.fragments import Reassembler
@@ -178,12 +178,17 @@ class Router:
             if port.outbox:
                 port.transmit()
             if port.waiting and port.queued < STALLED_AT:
-                self.wake(port.waiting)
+                self._wake(port)
 
-    def wake(self, waiting: set[TcpFlow]) -> None:
+    def _wake(self, port: Port) -> None:
         """The flows that stopped for a stalled port go on."""
-        while waiting:
-            self.touch(waiting.pop())
+        while port.waiting:
+            self.touch(port.waiting.pop())
+
+    def on_link_down(self, port: Port, now: float) -> None:
+        """A guest's link is gone; its flows go on for when it comes back."""
+        self._wake(port)
+        self._dhcp.on_gone(port.addresses, now)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""

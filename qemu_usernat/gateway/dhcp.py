@@ -15,7 +15,7 @@ are sent unasked, as guests whose scripts would use them often forget to ask.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import dns.name
 from attrs import define, evolve, field, frozen
@@ -190,16 +190,25 @@ class DhcpServer:
             return "dhcp.long_client_identifier"
         return None
 
+    def on_gone(self, macs: Container[MacAddress], now: float) -> None:
+        """The guests at `macs` have left the segment; others may have their addresses."""
+        self._leases.on_gone(macs, now)
+
+    def _bind(self, client: bytes, mac: MacAddress, address: Address, now: float) -> bool:
+        return self._leases.bind(client, mac, address, self.settings.lease_time, now)
+
     def _on_discover(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """DHCPDISCOVER (RFC 2131, 4.3.1), answered by an offer, or by the lease (RFC 4039)."""
         client = _client_key(message)
-        address = self._leases.offer(client, message.options.get(REQUESTED_ADDRESS), now)
+        address = self._leases.offer(
+            client, message.client_mac, message.options.get(REQUESTED_ADDRESS), now
+        )
         if address is None:
             self.counters.count("dhcp.pool_exhausted")
             return None
         if RAPID_COMMIT not in message.options:
             return self._reply(message, OFFER, address)
-        self._leases.bind(client, address, self.settings.lease_time, now)
+        self._bind(client, message.client_mac, address, now)
         return self._reply(message, ACK, address, {RAPID_COMMIT: b""})
 
     def _on_request(self, message: DhcpMessage, now: float) -> DhcpReply | None:
@@ -218,7 +227,7 @@ class DhcpServer:
         if len(address) != 4 or address == ANY_IPV4:
             self.counters.count("dhcp.request_without_address")
             return None
-        if not self._leases.bind(client, address, self.settings.lease_time, now):
+        if not self._bind(client, message.client_mac, address, now):
             return self._refuse(message, b"this address is not yours here")
         return self._reply(message, ACK, address)
 

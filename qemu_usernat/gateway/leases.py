@@ -6,9 +6,11 @@ it. There is at most one record an address and none is ever added beyond `RECORD
 flood of invented clients costs bounded memory.
 """
 
+from collections.abc import Container
+
 from attrs import define, field
 
-from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.primitives.time import MINUTE, SECOND
 
 OFFER_TIME = 30 * SECOND
@@ -25,11 +27,13 @@ RECORDS_MAXIMUM = 4096
 class Lease:
     """One address and its latest client; free again once `expires` has come.
 
-    `client` is None for an address that was declined. `offered` until the client has asked for it.
+    `client` is None for an address that was declined. `mac` is where the client was when it was
+    offered the address. `offered` until the client has asked for it.
     """
 
     address: Address
     client: bytes | None
+    mac: MacAddress
     offered: bool
     expires: float
 
@@ -48,7 +52,9 @@ class LeasePool:
     def __attrs_post_init__(self) -> None:
         self._fresh = int.from_bytes(self.first, "big")
 
-    def offer(self, client: bytes, wanted: Address | None, now: float) -> Address | None:
+    def offer(
+        self, client: bytes, mac: MacAddress, wanted: Address | None, now: float
+    ) -> Address | None:
         """An address set aside for `client`, or None where the pool is exhausted.
 
         In the order of RFC 2131, 4.3.1: the client's present or past address, the one it wants,
@@ -59,10 +65,12 @@ class LeasePool:
             return known.address
         address = known.address if known is not None else self._choose(wanted, now)
         if address is not None:
-            self._record(address, client, offered=True, expires=now + OFFER_TIME)
+            self._record(address, client, mac, offered=True, expires=now + OFFER_TIME)
         return address
 
-    def bind(self, client: bytes, address: Address, duration: float, now: float) -> bool:
+    def bind(
+        self, client: bytes, mac: MacAddress, address: Address, duration: float, now: float
+    ) -> bool:
         """Lease `address` to `client` for `duration` seconds; False if it may not have it.
 
         It may if it holds no other address, and this one is its own, or of the pool and free.
@@ -72,8 +80,18 @@ class LeasePool:
             holds_another = held is not None and held.expires > now
             if holds_another or not self._is_free(address, now):
                 return False
-        self._record(address, client, offered=False, expires=now + duration)
+        self._record(address, client, mac, offered=False, expires=now + duration)
         return True
+
+    def on_gone(self, macs: Container[MacAddress], now: float) -> None:
+        """The machines at `macs` have left the segment: their addresses are free, but remembered.
+
+        Without this, machines that come and go, each with a MAC address of its own, would use up
+        a pool within one lease time.
+        """
+        for lease in self._by_address.values():
+            if lease.mac in macs:
+                lease.expires = min(lease.expires, now)
 
     def release(self, client: bytes, address: Address, now: float) -> bool:
         """End the lease of `address`, which `client` holds; False if it does not."""
@@ -94,18 +112,24 @@ class LeasePool:
         held = self._by_client.get(client)
         if held is None or held.address != address:
             return False
-        self._record(address, None, offered=False, expires=now + DECLINE_TIME)
+        self._record(address, None, held.mac, offered=False, expires=now + DECLINE_TIME)
         return True
 
     def _record(
-        self, address: Address, client: bytes | None, *, offered: bool, expires: float
+        self,
+        address: Address,
+        client: bytes | None,
+        mac: MacAddress,
+        *,
+        offered: bool,
+        expires: float,
     ) -> None:
         """The one place where records are written: both tables always agree."""
         previous = self._by_address.get(address)
         former = previous.client if previous is not None else None
         if former is not None and self._by_client.get(former) is previous:
             del self._by_client[former]
-        lease = Lease(address, client, offered, expires)
+        lease = Lease(address, client, mac, offered, expires)
         self._by_address[address] = lease
         if client is not None:
             self._by_client[client] = lease
