@@ -1,0 +1,68 @@
+"""What the documents say is what the programs do."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from qemu_usernat.config import read_config
+from tools import tcp_states
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of the README in one language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for said, text in fenced if said == language]
+
+
+def test_the_page_of_tcp_states_is_the_tables() -> None:
+    """Whoever reads docs/tcp-states.md reads what the code runs on."""
+    assert tcp_states.PAGE.read_text() == tcp_states.render(), "run `make docs`"
+
+
+def test_every_command_of_the_readme_is_known_here() -> None:
+    """A command that somebody adds to the README without a test is noticed."""
+    commands = {line for block in blocks("sh") for line in block.splitlines()}
+    tested = {
+        "make demo",  # tests/qemu/test_demo.py
+        "qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img",  # tests/qemu, with a guest
+        "qemu-usernat serve --listen unix:/tmp/guest.sock",  # tests/test_app.py, tests/qemu
+        "qemu-usernat cmdline --listen unix:/tmp/guest.sock --qemu-version 9.2",  # below
+    }
+    assert commands == tested
+
+
+def test_the_printed_arguments_are_those_of_the_readme() -> None:
+    """Pasting from the README or from the program makes no difference."""
+    command = ["cmdline", "--listen", "unix:/tmp/guest.sock", "--qemu-version", "9.2"]
+    printed = subprocess.run(
+        [sys.executable, "-m", "qemu_usernat", *command], capture_output=True, text=True, check=True
+    ).stdout
+    assert printed in blocks("")
+
+
+def test_the_configuration_of_the_readme_loads(tmp_path: Path) -> None:
+    """The TOML that the README shows is taken as it stands, and means what it says."""
+    (block,) = blocks("toml")
+    file = tmp_path / "net.toml"
+    file.write_text(block)
+    config = read_config(file, {})
+    assert str(config.network.gateway) == "192.168.76.2"
+    assert (config.network.mtu, config.network.lease_time) == (9000, 3600)
+    assert config.network.host_loopback
+    assert [port for _, port in config.network.dns] == [53, 5353]
+    assert [str(endpoint) for endpoint in config.listen] == [
+        "unix:/tmp/guest.sock",
+        "tcp:127.0.0.1:4444",
+    ]
+
+
+def test_the_defaults_of_the_readme_are_the_defaults() -> None:
+    """The table of what the guest finds is true."""
+    network = read_config(None, {"listen": ["unix:/tmp/x"]}).network
+    for value in (network.subnet, network.gateway, network.nameserver, network.mtu):
+        assert f"| {value}" in README
+    assert f"{network.first_lease} to {network.last_lease}" in README
