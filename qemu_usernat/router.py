@@ -73,6 +73,9 @@ from qemu_usernat.wire.packets import (
 
 DNS_PORT = 53  # RFC 1035, 4.2
 
+_SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
+"""UDP ports at which the gateway itself may be meant."""
+
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
 
@@ -242,7 +245,12 @@ class Router:
             else:
                 mapping = self.mappings.get((source, source_port))
                 outward = self._outward.get(destination, destination)
-                if mapping is not None and destination_port != DNS_PORT and mapping.knows(outward):
+                if (
+                    mapping is not None
+                    and destination_port not in _SERVICE_PORTS
+                    and not is_loopback(destination)  # which `outward` may be, but no guest names
+                    and mapping.knows(outward)
+                ):
                     mapping.on_guest_datagram(frame[start:end], outward, destination_port, now)
                     return
         self._on_unusual_frame(frame.tobytes(), now)

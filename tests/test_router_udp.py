@@ -1,0 +1,272 @@
+"""UDP through the router: mappings, who may answer, how they end, and ICMP about them."""
+
+import pytest
+
+from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME
+from qemu_usernat.router import MAPPINGS_MAXIMUM
+from tests.scripted_guest import (
+    GATEWAY,
+    GUEST,
+    GUEST_MAC,
+    NAMESERVER,
+    SERVER,
+    ScriptedGuest,
+    ScriptedNetwork,
+    ipv4,
+    packed,
+    udp,
+)
+
+STRANGER = "203.0.113.9"
+
+
+@pytest.fixture
+def network() -> ScriptedNetwork:
+    return ScriptedNetwork(mtu=1500)
+
+
+@pytest.fixture
+def guest(network: ScriptedNetwork) -> ScriptedGuest:
+    return network.guest()
+
+
+def test_a_question_goes_out_and_the_answer_comes_back(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """The server sees the payload, the guest sees an answer from the server's own address."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"question"))
+    (socket,) = network.host.sockets
+    assert socket.sent == [(b"question", SERVER, 99)]
+    socket.hears(b"answer", SERVER, 99)
+    answer = guest.hears_one()
+    assert (answer.source, answer.destination) == (SERVER, GUEST)
+    assert (answer.udp.source_port, answer.udp.destination_port) == (99, 1234)
+    assert answer.udp.payload == b"answer"
+
+
+def test_one_port_of_the_guest_is_one_port_of_the_host(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Endpoint-independent mapping (RFC 4787, REQ-1): other destinations, the same socket."""
+    for destination in (SERVER, STRANGER):
+        for port in (99, 100):
+            guest.sends(guest.datagram(1234, destination, port, b"x"))
+    guest.sends(guest.datagram(1235, SERVER, 99, b"y"))
+    first, second = network.host.sockets
+    assert [peer for _, *peer in first.sent] == [
+        [SERVER, 99],
+        [SERVER, 100],
+        [STRANGER, 99],
+        [STRANGER, 100],
+    ]
+    assert second.sent == [(b"y", SERVER, 99)]
+
+
+def test_only_those_whom_the_guest_has_written_to_may_write(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Filtering is by address (RFC 4787, REQ-8): another port of the server may, a stranger not."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    (socket,) = network.host.sockets
+    socket.hears(b"from another port", SERVER, 100)
+    assert guest.hears_one().udp.source_port == 100
+    socket.hears(b"spam", STRANGER, 99)
+    assert guest.hears() == []
+    assert network.counters["udp.filtered"] == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 1472, 1473, 65507])
+def test_datagrams_of_every_size_pass_both_ways(
+    network: ScriptedNetwork, guest: ScriptedGuest, size: int
+) -> None:
+    """At an MTU of 1500 a large datagram is fragments, and nobody has to know."""
+    payload = (bytes(range(255)) * 257)[:size]
+    datagram = udp(GUEST, 1234, SERVER, 99, payload)
+    guest.sends(*guest.fragments(datagram, 17, SERVER))
+    (socket,) = network.host.sockets
+    assert socket.sent == [(payload, SERVER, 99)]
+    socket.hears(payload, SERVER, 99)
+    assert guest.hears_one().udp.payload == payload
+
+
+# -- the end of a mapping
+
+
+def test_a_mapping_ends_when_the_guest_has_been_silent_for_long(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Only the guest's own datagrams keep it (RFC 4787, REQ-5 and REQ-6)."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    network.advance(IDLE_TIME - 1)
+    guest.sends(guest.datagram(1234, SERVER, 99, b"still here"))
+    network.advance(IDLE_TIME - 1)
+    (socket,) = network.host.sockets
+    socket.hears(b"does not count", SERVER, 99)
+    assert not socket.closed
+    network.advance(1.0)
+    assert socket.closed
+    network.assert_nothing_left()
+
+
+def test_a_mapping_for_dns_alone_ends_soon(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """A resolver of the guest's own opens a port for each question: they must not pile up."""
+    guest.sends(guest.datagram(1234, SERVER, 53, b"?"))
+    guest.sends(guest.datagram(1235, SERVER, 53, b"?"), guest.datagram(1235, SERVER, 99, b"x"))
+    network.advance(DNS_IDLE_TIME)
+    short, long = network.host.sockets
+    assert (short.closed, long.closed) == (True, False)
+    network.advance(IDLE_TIME)
+    network.assert_nothing_left()
+
+
+def test_a_thousand_mappings_leave_nothing_behind(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Neither descriptors nor alarms are left when everybody has gone silent."""
+    guest.sends(*[guest.datagram(2000 + port, SERVER, 99, b"x") for port in range(1000)])
+    assert len(network.router.mappings) == 1000
+    network.advance(IDLE_TIME)
+    assert all(socket.closed for socket in network.host.sockets)
+    network.assert_nothing_left()
+
+
+# -- who cannot be reached
+
+
+def test_a_closed_port_of_the_gateway_says_so(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """The gateway has no service there: port unreachable, about the datagram as it was sent."""
+    frame = guest.datagram(1234, GATEWAY, 99, b"anybody?")
+    guest.sends(frame)
+    error = guest.hears_one()
+    assert (error.source, error.icmp.type, error.icmp.code) == (GATEWAY, 3, 3)
+    assert error.icmp.payload == frame[14:]
+    assert (network.host.sockets, network.counters["udp.closed_port"]) == ([], 1)
+
+
+def test_a_closed_port_of_a_server_is_told_to_the_guest(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """What the host's error queue says is said again, about the guest's own datagram."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"anybody?"))
+    (socket,) = network.host.sockets
+    router = packed(STRANGER)
+    socket.mapping.on_host_error((3, 3, bytes(4)), router, packed(SERVER), 99, b"anybody?")
+    network.end_turn()
+    error = guest.hears_one()
+    assert (error.source, error.icmp.type, error.icmp.code) == (STRANGER, 3, 3)
+    assert error.icmp.payload == ipv4(
+        GUEST, SERVER, 17, udp(GUEST, 1234, SERVER, 99, b"anybody?"), identification=0
+    )
+
+
+def test_an_error_about_what_was_never_sent_is_not_believed(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """An ICMP error that quotes a datagram to a stranger cannot concern the guest."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    (socket,) = network.host.sockets
+    socket.mapping.on_host_error((3, 3, bytes(4)), packed(STRANGER), packed(STRANGER), 99, b"x")
+    network.end_turn()
+    assert guest.hears() == []
+
+
+def test_without_descriptors_a_new_mapping_is_refused_and_old_ones_go_on(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """The guest hears that it may not, at once; whoever has a socket keeps it."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"first"))
+    network.host.descriptors = 0
+    guest.sends(guest.datagram(1235, SERVER, 99, b"second"))
+    error = guest.hears_one()
+    assert (error.icmp.type, error.icmp.code) == (3, 13)
+    assert network.counters["udp.no_descriptor"] == 1
+    guest.sends(guest.datagram(1234, SERVER, 99, b"third"))
+    assert network.host.sockets[0].sent[1:] == [(b"third", SERVER, 99)]
+    network.host.descriptors = 1
+    guest.sends(guest.datagram(1235, SERVER, 99, b"again"))
+    assert network.host.sockets[1].sent == [(b"again", SERVER, 99)]
+
+
+def test_a_port_scan_cannot_open_sockets_without_end(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Beyond the limit new mappings are refused and counted."""
+    frames = [
+        guest.datagram(
+            1024 + number % 60000, SERVER, 99, b"", source=f"10.0.2.{20 + number // 60000}"
+        )
+        for number in range(MAPPINGS_MAXIMUM + 2)
+    ]
+    guest.sends(*frames)
+    assert len(network.router.mappings) == MAPPINGS_MAXIMUM
+    assert network.counters["udp.mappings_full"] == 2
+
+
+# -- the host's loopback
+
+
+@pytest.fixture
+def loopback() -> ScriptedGuest:
+    return ScriptedNetwork(mtu=1500, host_loopback=True).guest()
+
+
+def test_the_gateway_stands_for_the_host_s_loopback_if_asked(loopback: ScriptedGuest) -> None:
+    """A datagram to the gateway reaches 127.0.0.1; the answer comes from the gateway."""
+    loopback.sends(loopback.datagram(1234, GATEWAY, 99, b"question"))
+    (socket,) = loopback.network.host.sockets
+    assert socket.sent == [(b"question", "127.0.0.1", 99)]
+    socket.hears(b"answer", "127.0.0.1", 99)
+    answer = loopback.hears_one()
+    assert (answer.source, answer.udp.payload) == (GATEWAY, b"answer")
+    # The second goes the fast way, and to the same place.
+    loopback.sends(loopback.datagram(1234, GATEWAY, 100, b"again"))
+    assert socket.sent[1:] == [(b"again", "127.0.0.1", 100)]
+
+
+def test_a_closed_port_of_the_loopback_is_a_closed_port_of_the_gateway(
+    loopback: ScriptedGuest,
+) -> None:
+    """The guest must not see 127.0.0.1, neither as offender nor in the quotation."""
+    loopback.sends(loopback.datagram(1234, GATEWAY, 99, b"?"))
+    (socket,) = loopback.network.host.sockets
+    here = packed("127.0.0.1")
+    socket.mapping.on_host_error((3, 3, bytes(4)), here, here, 99, b"?")
+    loopback.network.end_turn()
+    error = loopback.hears_one()
+    assert error.source == GATEWAY
+    assert here not in error.icmp.payload
+    assert packed(GATEWAY) in error.icmp.payload
+
+
+def test_the_name_server_does_not_stand_for_the_loopback(loopback: ScriptedGuest) -> None:
+    """Only the gateway's address does; the name server has its own port and no other."""
+    loopback.sends(loopback.datagram(1234, NAMESERVER, 99, b"?"))
+    assert loopback.network.host.sockets == []
+    assert loopback.hears_one().icmp.code == 3
+
+
+def test_a_port_that_talks_to_the_loopback_cannot_name_it(loopback: ScriptedGuest) -> None:
+    """127.0.0.1 is a martian to every frame, also to one from a port that may reach it."""
+    loopback.sends(loopback.datagram(1234, GATEWAY, 99, b"?"))
+    loopback.sends(loopback.datagram(1234, "127.0.0.1", 99, b"!"))
+    assert loopback.network.counters["ipv4.martian_destination"] == 1
+    assert len(loopback.network.host.sockets[0].sent) == 1
+
+
+@pytest.mark.parametrize("port", [53, 67])
+def test_the_gateway_s_own_services_stay_its_own(loopback: ScriptedGuest, port: int) -> None:
+    """DNS and DHCP at the gateway are ours, also for a port that talks to the loopback."""
+    loopback.sends(loopback.datagram(1234, GATEWAY, 99, b"?"))
+    loopback.sends(loopback.datagram(1234, GATEWAY, port, b"no message"))
+    assert len(loopback.network.host.sockets[0].sent) == 1
+
+
+def test_the_guest_is_known_by_its_mac_address(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """An answer is a frame to the guest, not to everybody."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    network.host.sockets[0].hears(b"y", SERVER, 99)
+    assert guest.hears_one().destination_mac == GUEST_MAC
