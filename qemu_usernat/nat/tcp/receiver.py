@@ -224,7 +224,8 @@ class Receiver:
         """Whether the right edge could move enough to be worth a segment of its own."""
         if self.fin_consumed:
             return False
-        wanted = self.position + self.capacity - self.queued
+        # No more than the field can say: the same window again reads as a duplicate ACK.
+        wanted = self.position + min(self.capacity - self.queued, 0xFFFF << self.scale)
         step = min(self.maximum_segment_size * 2, self.capacity // 2)
         return wanted - self.right_edge >= step
 

@@ -1,0 +1,280 @@
+"""The guest's octets come out in order, once, and whatever was advertised is accepted."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qemu_usernat.nat.tcp.receiver import (
+    CAPACITY_INITIAL,
+    CAPACITY_MAXIMUM,
+    OUT_OF_ORDER_RUNS,
+    ROUNDING_ROOM,
+    WINDOW_SCALE,
+    Receiver,
+)
+from qemu_usernat.primitives.sequence import MODULUS, add
+from qemu_usernat.wire.packets import Buffer
+
+MSS = 1460
+UNIT = 1 << WINDOW_SCALE
+STREAM = random.Random(9293).randbytes(1 << 20)
+"""Octets without a period: one in the wrong place is seen."""
+
+isns = st.sampled_from([0, MODULUS - 1, MODULUS - 2, MODULUS - 700, 1 << 31]) | st.integers(
+    0, MODULUS - 1
+)
+
+
+class Server:
+    """A host that takes up to `limit` octets a call."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit = limit
+        self.received = bytearray()
+
+    def send(self, buffers: list[Buffer]) -> int:
+        octets = b"".join(buffers)[: self.limit]
+        self.received += octets
+        return len(octets)
+
+
+def receiver_at(isn: int, scale: int = WINDOW_SCALE, mss: int = MSS) -> Receiver:
+    return Receiver(initial_sequence=isn, scale=scale, maximum_segment_size=mss)
+
+
+def accept(receiver: Receiver, isn: int, start: int, octets: bytes) -> bool:
+    return receiver.accept(add(isn, 1 + start), memoryview(octets), len(octets))
+
+
+@st.composite
+def pieces(draw: st.DrawFn, length: int = 3000) -> list[tuple[int, int]]:
+    """A stream of `length` octets cut anyhow, with repeats and overlaps, in any order."""
+    cuts = sorted(draw(st.lists(st.integers(1, length - 1), max_size=12, unique=True)))
+    whole = list(zip([0, *cuts], [*cuts, length], strict=True))
+    more = draw(st.lists(st.tuples(st.integers(0, length - 1), st.integers(1, 900)), max_size=8))
+    whole += [(start, min(length, start + size)) for start, size in more]
+    return draw(st.permutations(whole))
+
+
+@given(isns, pieces(), st.sets(st.integers(0, 20)))
+def test_any_cutting_gives_the_stream_once_and_in_order(
+    isn: int, cuts: list[tuple[int, int]], drains: set[int]
+) -> None:
+    """Cut, overlapped, repeated and shuffled around 2**32: the server reads the stream."""
+    receiver, server = receiver_at(isn), Server()
+    for number, (start, end) in enumerate(cuts):
+        before = receiver.position
+        moved = accept(receiver, isn, start, STREAM[start:end])
+        assert moved == (receiver.position > before)
+        assert receiver.next_sequence == add(isn, 1 + receiver.position)
+        starts = [run[0] for run in receiver.out_of_order]
+        ends = [run[0] + len(run[1]) for run in receiver.out_of_order]
+        assert all(a > receiver.position for a in starts)
+        assert all(a <= b for a, b in zip(ends, starts[1:], strict=False))
+        if number in drains:
+            receiver.drain(server.send)
+    receiver.drain(server.send)
+    assert server.received == STREAM[:3000]
+    assert not receiver.out_of_order
+
+
+@given(isns, pieces(), st.integers(0, 3000))
+def test_a_fin_counts_when_all_before_it_has_come(
+    isn: int, cuts: list[tuple[int, int]], when: int
+) -> None:
+    """The FIN may overtake its data; nothing beyond it is ever taken."""
+    receiver, server = receiver_at(isn), Server()
+    ends = 0
+    for number, (start, end) in enumerate([*cuts, (2900, 3100), (3000, 3001)]):
+        if number == when % len(cuts):
+            ends += receiver.finish(add(isn, 1 + 3000))
+        accept(receiver, isn, start, STREAM[start:end])
+        if receiver.fin_position is not None:
+            ends += receiver.consume_fin()
+    receiver.drain(server.send)
+    assert ends == 1
+    assert server.received == STREAM[:3000]
+    assert receiver.next_sequence == add(isn, 1 + 3001)
+    assert not receiver.finish(add(isn, 1 + 3000)), "a FIN repeated is no news"
+    assert receiver.room == 0
+
+
+def test_a_fin_beyond_the_window_is_no_fin() -> None:
+    """passt b145441: it would cut off data that is still to come."""
+    receiver = receiver_at(0)
+    assert not receiver.finish(add(1, receiver.right_edge + 1))
+    assert receiver.fin_position is None
+    assert not receiver.finish(add(1, receiver.right_edge))
+    assert receiver.fin_position == receiver.right_edge
+
+
+def test_a_fin_that_lies_behind_is_no_fin() -> None:
+    """Octets that were accepted stay accepted."""
+    receiver = receiver_at(0)
+    accept(receiver, 0, 0, b"hello")
+    assert not receiver.finish(add(1, 3))
+    assert receiver.fin_position is None
+
+
+def test_octets_beyond_the_window_are_cut_off() -> None:
+    """What was advertised is accepted to the last octet, and not one more."""
+    receiver, server = receiver_at(0), Server()
+    edge = receiver.right_edge
+    accept(receiver, 0, 10, STREAM[10 : edge + 50])
+    accept(receiver, 0, edge, b"beyond")
+    accept(receiver, 0, edge + 1, b"beyond")
+    accept(receiver, 0, 0, STREAM[:10])
+    receiver.drain(server.send)
+    assert server.received == STREAM[:edge]
+
+
+def test_the_syn_acks_window_is_not_scaled() -> None:
+    """RFC 7323, 2.2: 65535 is the most that a SYN,ACK can promise."""
+    assert receiver_at(0).right_edge == 65535
+
+
+@given(isns, st.sampled_from([0, WINDOW_SCALE]), st.sampled_from([48, 536, MSS, 65480]), st.data())
+def test_the_window_never_moves_back_and_is_always_kept(
+    isn: int, scale: int, mss: int, data: st.DataObject
+) -> None:
+    """A guest that fills every window it is offered, over a host of any slowness.
+
+    The right edge stays where it was or moves on, but for less than one unit of the scale;
+    what is inside it is accepted at once; and the queue is bounded by the capacity.
+    """
+    receiver, server = receiver_at(isn, scale, mss), Server()
+    unit = 1 << scale
+    advertised = receiver.right_edge
+    for _ in range(data.draw(st.integers(1, 30))):
+        room = advertised - receiver.position
+        size = data.draw(st.sampled_from([1, mss // 2, mss, room])) if room else 0
+        size = min(size, room)
+        start = receiver.position
+        chunk = STREAM[start % 500_000 :][:size]
+        accept(receiver, isn, start, chunk)
+        assert receiver.position == start + len(chunk), "advertised and not accepted"
+        server.limit = data.draw(st.sampled_from([0, 1, 100, mss, 1 << 30]))
+        receiver.drain(server.send)
+        window = receiver.window()
+        assert 0 <= window <= 0xFFFF
+        edge = receiver.position + (window << scale)
+        assert edge > advertised - unit
+        assert edge <= receiver.right_edge, "more advertised than will be accepted"
+        advertised = max(advertised, edge)
+        assert receiver.queued <= receiver.capacity + ROUNDING_ROOM + mss
+        assert receiver.right_edge - receiver.position + receiver.queued <= (
+            receiver.capacity + ROUNDING_ROOM + unit
+        )
+
+
+def test_single_octets_into_a_full_queue_do_not_stretch_it() -> None:
+    """Rounding up costs a little room with each octet: it must come to an end."""
+    receiver, server = receiver_at(0), Server(0)
+    for _ in range(CAPACITY_INITIAL * 4):
+        window = receiver.window()
+        if not window:
+            break
+        accept(receiver, 0, receiver.position, b"x")
+        receiver.drain(server.send)
+    assert receiver.queued <= CAPACITY_INITIAL + ROUNDING_ROOM + UNIT
+
+
+def test_a_window_moves_by_a_segment_or_not_at_all() -> None:
+    """RFC 9293, 3.8.6.2.2: no silly windows; passt cf1925f: never less than an MSS."""
+    receiver, server = receiver_at(0), Server(0)
+    while window := receiver.window():
+        size = min(window << WINDOW_SCALE, len(STREAM))
+        accept(receiver, 0, receiver.position, STREAM[:size])
+        receiver.drain(server.send)
+    server.limit = MSS // 2
+    receiver.drain(server.send)
+    assert receiver.window() == 0
+    assert not receiver.window_update_due()
+    server.limit = 1 << 30
+    receiver.drain(server.send)
+    assert receiver.window_update_due()
+    assert receiver.window() << WINDOW_SCALE >= MSS
+
+
+def test_without_scaling_a_drained_queue_is_no_news() -> None:
+    """A window of 65535 cannot grow: repeating it would read as a duplicate acknowledgment."""
+    receiver, server = receiver_at(0, scale=0), Server(0)
+    accept(receiver, 0, 0, STREAM[:1000])
+    receiver.drain(server.send)
+    assert receiver.window() == 0xFFFF
+    server.limit = 100
+    receiver.drain(server.send)
+    assert not receiver.window_update_due()
+
+
+def test_tiny_segments_in_disorder_cost_a_bounded_number_of_objects() -> None:
+    """Every second octet of a window: the store is full after so many runs, and still right."""
+    receiver, server = receiver_at(0), Server()
+    for start in range(1, 4 * OUT_OF_ORDER_RUNS, 2):
+        accept(receiver, 0, start, STREAM[start : start + 1])
+    assert len(receiver.out_of_order) <= OUT_OF_ORDER_RUNS
+    accept(receiver, 0, 0, STREAM[: 4 * OUT_OF_ORDER_RUNS])
+    receiver.drain(server.send)
+    assert server.received == STREAM[: 4 * OUT_OF_ORDER_RUNS]
+
+
+def test_what_the_host_does_not_take_outlives_the_turn() -> None:
+    """The octets of a turn are views of a buffer that is used again."""
+    receiver, server = receiver_at(0), Server(3)
+    buffer = bytearray(b"abcdef")
+    receiver.accept(1, memoryview(buffer), 6)
+    receiver.drain(server.send)
+    buffer[:] = b"\xee" * 6
+    for _ in range(3):
+        receiver.drain(server.send)
+    assert server.received == b"abcdef"
+
+
+@given(st.lists(st.tuples(st.integers(1, 2000), st.integers(0, 3000)), max_size=20))
+def test_short_writes_lose_nothing(turns: list[tuple[int, int]]) -> None:
+    """passt a947839: whatever each write leaves is offered again, first, and once."""
+    receiver, server = receiver_at(7), Server()
+    position = 0
+    for size, limit in turns:
+        middle = position + size // 2
+        accept(receiver, 7, position, STREAM[position:middle])
+        accept(receiver, 7, middle, STREAM[middle : position + size])
+        position += size
+        server.limit = limit
+        receiver.drain(server.send)
+        assert receiver.queued == position - len(server.received)
+    server.limit = 1 << 30
+    receiver.drain(server.send)
+    assert server.received == STREAM[:position]
+
+
+def test_a_server_that_takes_everything_earns_a_larger_window() -> None:
+    """And one that does not keeps the first one; there is a ceiling for all."""
+    receiver, server = receiver_at(0), Server()
+    for _ in range(200):
+        octets = STREAM[: receiver.right_edge - receiver.position]
+        accept(receiver, 0, receiver.position, octets)
+        receiver.drain(server.send)
+        receiver.window()
+    assert receiver.capacity == CAPACITY_MAXIMUM
+
+
+@pytest.mark.parametrize("scale", [0, WINDOW_SCALE])
+def test_the_largest_capacity_fits_the_window_field(scale: int) -> None:
+    """The field has 16 bits whatever the capacity has grown to."""
+    receiver = receiver_at(0, scale)
+    receiver.capacity = CAPACITY_MAXIMUM
+    assert receiver.window() <= 0xFFFF
+    assert receiver.right_edge == min(CAPACITY_MAXIMUM, 0xFFFF << scale)
+
+
+def test_nothing_is_left_after_a_reset() -> None:
+    """There is nobody to take it."""
+    receiver = receiver_at(0)
+    accept(receiver, 0, 0, b"hello")
+    accept(receiver, 0, 100, b"far")
+    receiver.discard()
+    assert receiver.queued == 0
+    assert not receiver.out_of_order

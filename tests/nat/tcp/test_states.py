@@ -1,0 +1,178 @@
+"""The tables of the TCP flow hold together, and the flow can do nothing that is not in them."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TypeVar
+
+import pytest
+
+from qemu_usernat.nat.tcp.states import (
+    DUTIES,
+    GUEST_FINISHED,
+    GUEST_GONE,
+    GUEST_TABLE,
+    GUEST_TRANSITIONS,
+    HOST_HOLDS_SOCKET,
+    HOST_TABLE,
+    HOST_TRANSITIONS,
+    JOINT_RULES,
+    SYNCHRONISED,
+    Duty,
+    GuestEvent,
+    GuestState,
+    HostEvent,
+    HostState,
+)
+from qemu_usernat.primitives.errors import InternalError
+from tests.nat.tcp.conversation import Conversation
+
+G, H = GuestState, HostState
+StateT = TypeVar("StateT", bound=Enum)
+EventT = TypeVar("EventT", bound=Enum)
+
+
+def reachable(table: Mapping[tuple[StateT, EventT], StateT], start: StateT) -> set[StateT]:
+    """Every state that some events lead to."""
+    found, fresh = {start}, [start]
+    while fresh:
+        state = fresh.pop()
+        for (source, _), target in table.items():
+            if source is state and target not in found:
+                found.add(target)
+                fresh.append(target)
+    return found
+
+
+def test_no_row_stands_twice() -> None:
+    """A pair of state and event has one row: nobody has to guess which of two counts."""
+    assert len(GUEST_TABLE) == len(GUEST_TRANSITIONS)
+    assert len(HOST_TABLE) == len(HOST_TRANSITIONS)
+    rules = [(rule.guest, rule.host, rule.duty) for rule in JOINT_RULES]
+    assert len(set(rules)) == len(rules)
+
+
+def test_every_state_is_reached_from_the_start() -> None:
+    """No row is dead: each state of a row can be come to from SYN-HELD, or from IDLE."""
+    assert reachable(GUEST_TABLE, G.SYN_HELD) == set(GuestState)
+    assert reachable(HOST_TABLE, H.IDLE) == set(HostState)
+
+
+def test_every_event_is_of_use() -> None:
+    """An event without a row would be one that the flow can never take."""
+    assert {row.event for row in GUEST_TRANSITIONS} == set(GuestEvent)
+    assert {row.event for row in HOST_TRANSITIONS} == set(HostEvent)
+    assert {rule.duty for rule in JOINT_RULES} == set(Duty)
+
+
+def test_every_row_says_why() -> None:
+    """Whoever reads the page made from the tables learns the reason for each row."""
+    assert all(row.reason for row in (*GUEST_TRANSITIONS, *HOST_TRANSITIONS, *JOINT_RULES))
+
+
+@pytest.mark.parametrize("state", GuestState)
+def test_the_guest_half_can_always_end(state: GuestState) -> None:
+    """From each state there is a way to the end, and from the end there is none."""
+    ends = reachable(GUEST_TABLE, state) & GUEST_GONE
+    assert ends
+    if state in GUEST_GONE:
+        assert reachable(GUEST_TABLE, state) == {state}
+
+
+@pytest.mark.parametrize("state", HostState)
+def test_the_host_half_can_always_end(state: HostState) -> None:
+    """Whoever holds a socket can fail, give it up, and thereby end."""
+    if state in HOST_HOLDS_SOCKET:
+        assert HOST_TABLE[state, HostEvent.FAILED] is H.FAILED
+        assert HOST_TABLE[state, HostEvent.DROPPED] is H.CLOSED
+    elif state is not H.IDLE:
+        assert reachable(HOST_TABLE, state) == {state}
+
+
+@pytest.mark.parametrize("state", sorted(SYNCHRONISED, key=lambda state: state.value))
+def test_a_reset_ends_every_connection(state: GuestState) -> None:
+    """RFC 9293, 3.10.7.4, second, and 3.10.5: whoever resets, the connection is gone."""
+    assert GUEST_TABLE[state, GuestEvent.RST_RECEIVED] is G.RESET
+    assert GUEST_TABLE[state, GuestEvent.ABORTED] is G.RESET
+
+
+def test_the_guest_half_is_rfc_9293() -> None:
+    """The orderly rows are figure 5 of RFC 9293, seen by a server whose accept waits."""
+    orderly = {
+        (row.state, row.event, row.target)
+        for row in GUEST_TRANSITIONS
+        if row.target is not GuestState.RESET
+    }
+    events = GuestEvent
+    assert orderly == {
+        (G.SYN_HELD, events.SYN_ANSWERED, G.SYN_RECEIVED),
+        (G.SYN_RECEIVED, events.SYN_ACKED, G.ESTABLISHED),
+        (G.ESTABLISHED, events.FIN_SENT, G.FIN_WAIT_1),
+        (G.FIN_WAIT_1, events.FIN_ACKED, G.FIN_WAIT_2),
+        (G.FIN_WAIT_1, events.FIN_RECEIVED, G.CLOSING),
+        (G.FIN_WAIT_2, events.FIN_RECEIVED, G.TIME_WAIT),
+        (G.CLOSING, events.FIN_ACKED, G.TIME_WAIT),
+        (G.TIME_WAIT, events.TIME_WAIT_OVER, G.CLOSED),
+        (G.ESTABLISHED, events.FIN_RECEIVED, G.CLOSE_WAIT),
+        (G.CLOSE_WAIT, events.FIN_SENT, G.LAST_ACK),
+        (G.LAST_ACK, events.FIN_ACKED, G.CLOSED),
+    }
+
+
+@pytest.mark.parametrize("event", GuestEvent)
+@pytest.mark.parametrize("state", GuestState)
+def test_the_guest_half_moves_by_its_table_alone(state: GuestState, event: GuestEvent) -> None:
+    """Each pair is in the table or refused by name: there is no third way."""
+    flow = Conversation().flow
+    flow.guest_state = state
+    target = GUEST_TABLE.get((state, event))
+    if target is None:
+        with pytest.raises(InternalError) as refusal:
+            flow._move_guest(event)
+        assert str(state) in str(refusal.value)
+        assert str(event) in str(refusal.value)
+        assert flow.guest_state is state
+    else:
+        flow._move_guest(event)
+        assert flow.guest_state is target
+
+
+@pytest.mark.parametrize("event", HostEvent)
+@pytest.mark.parametrize("state", HostState)
+def test_the_host_half_moves_by_its_table_alone(state: HostState, event: HostEvent) -> None:
+    """As for the guest half; and the descriptor is given back where the target holds none."""
+    talk = Conversation()
+    flow = talk.flow
+    flow.host_state = state
+    target = HOST_TABLE.get((state, event))
+    if target is None:
+        with pytest.raises(InternalError) as refusal:
+            flow._move_host(event)
+        assert str(state) in str(refusal.value)
+        assert str(event) in str(refusal.value)
+    else:
+        flow._move_host(event)
+        assert flow.host_state is target
+        held = state in HOST_HOLDS_SOCKET and target not in HOST_HOLDS_SOCKET
+        assert talk.host.socket.closed is held
+
+
+@pytest.mark.parametrize("host", HostState)
+@pytest.mark.parametrize("guest", GuestState)
+def test_each_pair_owes_what_it_should(guest: GuestState, host: HostState) -> None:
+    """What one half owes the other, said once more in plain conditions."""
+    duties = DUTIES[guest, host]
+    assert (Duty.ANSWER_SYN in duties) == (guest is G.SYN_HELD and host is H.OPEN)
+    assert (Duty.REFUSE_SYN in duties) == (guest is G.SYN_HELD and host is H.FAILED)
+    assert (Duty.RESET_GUEST in duties) == (guest in SYNCHRONISED and host is H.FAILED)
+    assert (Duty.RESET_HOST in duties) == (guest is G.RESET and host in HOST_HOLDS_SOCKET)
+    server_has_ended = host in (H.READ_EOF, H.CLOSED)
+    fin_unsent = guest in (G.ESTABLISHED, G.CLOSE_WAIT)
+    assert (Duty.SEND_FIN in duties) == (server_has_ended and fin_unsent)
+    assert (Duty.SHUT_HOST in duties) == (guest in GUEST_FINISHED and host in (H.OPEN, H.READ_EOF))
+
+
+def test_what_is_over_owes_nothing() -> None:
+    """When both halves have ended no duty is left: the flow can be forgotten."""
+    for guest in GUEST_GONE:
+        for host in set(HostState) - HOST_HOLDS_SOCKET:
+            assert DUTIES[guest, host] == ()
