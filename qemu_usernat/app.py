@@ -27,12 +27,17 @@ from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.time import MS
 from qemu_usernat.qemu.link import Link
 from qemu_usernat.qemu.listener import Listener, connect_forever
 from qemu_usernat.router import Router
 
-TURNS_AT_ONCE = 16
-"""Turns before the other tasks get theirs: while work keeps coming, trio need not be asked."""
+PATIENCE = 1 * MS
+"""How long a server that has nothing else to do waits for the next turn by itself. Traffic comes
+in pairs, question and answer: going through trio between them would double what they cost."""
+
+TURNS_TIME = 5 * MS
+"""How long turns may follow each other before the other tasks get theirs."""
 
 _log = structlog.get_logger()
 
@@ -42,6 +47,9 @@ class Server:
     """One network and its sockets, running inside a trio nursery; a `HostEdge`."""
 
     config: Config
+    patience: float = 0.0
+    """Seconds that this task may keep the others waiting for the next turn: zero where they work
+    for the guest, too, as in a test."""
     counters: Counters = field(factory=Counters)
     poller: Poller = field(factory=Poller)
     router: Router = field(init=False)
@@ -90,20 +98,23 @@ class Server:
     # -- turns
 
     def turn(self) -> bool:
-        """Serve every socket that is ready; True if any was."""
+        """Serve every socket that is ready, and every deadline; True if any socket was."""
+        ready = self.poller.wait(self.patience)
         now = trio.current_time()
-        worked = self.poller.dispatch(now)
+        self.poller.dispatch(ready, now)
+        if self.router.deadline() <= now:
+            self.router.on_deadline(now)
         self.router.end_turn(now)
-        return worked
+        return bool(ready)
 
     async def serve_sockets(self) -> None:
         """Turn after turn, for ever."""
         descriptor = self.poller.fileno()
         while True:
             await trio.lowlevel.wait_readable(descriptor)
-            for _ in range(TURNS_AT_ONCE):
-                if not self.turn():
-                    break
+            until = trio.current_time() + TURNS_TIME
+            while self.turn() and trio.current_time() < until:
+                pass
             self._set_alarm()
 
     async def serve_deadlines(self) -> None:
@@ -112,9 +123,7 @@ class Server:
             with trio.CancelScope() as self._alarm:
                 self._alarm.deadline = self.router.deadline()
                 await trio.sleep_forever()
-            now = trio.current_time()
-            self.router.on_deadline(now)
-            self.router.end_turn(now)
+            self.turn()
 
     def _set_alarm(self) -> None:
         # A later deadline is not chased: the alarm rings early, once, and finds nothing due.
@@ -139,7 +148,7 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
     """
     raise_descriptor_limit()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        server = Server(config)
+        server = Server(config, PATIENCE)
         listeners: list[Listener] = []
         try:
             listeners.extend(Listener.open(endpoint, server.counters) for endpoint in config.listen)

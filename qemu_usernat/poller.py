@@ -7,10 +7,13 @@ socket that is ready.
 
 import selectors
 import socket
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
+"""Sockets with their handlers, and which of READ and WRITE."""
 
 
 class Handler(Protocol):
@@ -47,19 +50,21 @@ class Poller:
         """Report nothing more; before the socket is closed."""
         self._selector.unregister(sock)
 
-    def dispatch(self, now: float) -> bool:
-        """Tell the handlers of everything that is ready now; True if anything was.
+    def wait(self, patience: float = 0.0) -> Ready:
+        """What is ready, waiting for the first of it up to `patience` seconds."""
+        return self._selector.select(patience)
+
+    def dispatch(self, ready: Ready, now: float) -> None:
+        """Tell the handlers of everything that is ready.
 
         A handler may be told once more after it has been forgotten, if both happened in one
         round: handlers know whether they are closed.
         """
-        ready = self._selector.select(0)
         for key, events in ready:
             if events & READ:
                 key.data.on_readable(now)
             if events & WRITE:
                 key.data.on_writable(now)
-        return bool(ready)
 
     def close(self) -> None:
         """Give the descriptor back."""
