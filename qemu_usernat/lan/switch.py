@@ -64,6 +64,9 @@ class Switch:
         if source[0] & 1:
             self.counters.count("ethernet.group_source")  # IEEE 802.3: a source is one station
             return
+        if source == self.gateway_mac:
+            self.counters.count("ethernet.gateway_source")
+            return
         self._learn(source, port)
         if destination == self.gateway_mac:
             port.familiar = addresses
@@ -82,9 +85,6 @@ class Switch:
     def _learn(self, mac: MacAddress, port: Port) -> None:
         known = self._port_of.get(mac)
         if known is port:
-            return
-        if mac == self.gateway_mac:
-            self.counters.count("ethernet.gateway_source")
             return
         if known is not None:
             known.addresses.pop(mac, None)

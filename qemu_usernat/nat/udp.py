@@ -53,7 +53,7 @@ class UdpMapping:
     host: HostDatagrams = field(init=False)
     idle_time: float = DNS_IDLE_TIME
     _peers: dict[Address, None] = field(factory=dict)
-    """Addresses written to, in the order of first use."""
+    """Addresses written to; the one written to last is the last."""
 
     def on_guest_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
         """The guest sends to `address`, already one of the host's world.
@@ -63,10 +63,11 @@ class UdpMapping:
         self.sent_at = now
         if port != DNS_PORT:
             self.idle_time = IDLE_TIME
-        if address not in self._peers:
-            if len(self._peers) >= PEERS_MAXIMUM:
-                del self._peers[next(iter(self._peers))]
-            self._peers[address] = None
+        if address in self._peers:
+            del self._peers[address]
+        elif len(self._peers) >= PEERS_MAXIMUM:
+            del self._peers[next(iter(self._peers))]
+        self._peers[address] = None
         self.host.send(payload, address, port)
 
     def knows(self, address: Address) -> bool:

@@ -1,0 +1,108 @@
+"""A UDP mapping by itself: whom it lets in, what it passes on, how long it lives."""
+
+from attrs import define, field
+
+from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME, PEERS_MAXIMUM, UdpMapping
+from qemu_usernat.primitives.addresses import Address, parse_address
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.packets import Buffer
+
+GUEST = (parse_address("10.0.2.15"), 1234)
+SERVER = parse_address("198.51.100.7")
+STRANGER = parse_address("203.0.113.9")
+PORT_UNREACHABLE = (3, 3, bytes(4))
+
+
+@define
+class Ends:
+    """Both sinks of a mapping, as a list of what was said."""
+
+    said: list[tuple[object, ...]] = field(factory=list)
+
+    def send(self, payload: Buffer, address: Address, port: int) -> None:
+        self.said.append(("host", bytes(payload), address, port))
+
+    def close(self) -> None:
+        self.said.append(("closed",))
+
+    def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
+        self.said.append(("guest", bytes(payload), source, source_port))
+
+    def unreachable(
+        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
+    ) -> None:
+        self.said.append(("unreachable", icmp, offender, peer, port, sent))
+
+
+def new_mapping() -> tuple[UdpMapping, Ends]:
+    ends = Ends()
+    mapping = UdpMapping(GUEST, ends, Counters(), 100.0)
+    mapping.host = ends
+    return mapping, ends
+
+
+def test_what_the_guest_sends_goes_out_as_it_is() -> None:
+    """Payload, address and port are the host's to send; an empty datagram is one too."""
+    mapping, ends = new_mapping()
+    mapping.on_guest_datagram(memoryview(b"hello"), SERVER, 99, 100.0)
+    mapping.on_guest_datagram(b"", SERVER, 98, 100.0)
+    assert ends.said == [("host", b"hello", SERVER, 99), ("host", b"", SERVER, 98)]
+
+
+def test_only_peers_are_let_in() -> None:
+    """Who was written to may answer, from any port; others are filtered and counted."""
+    mapping, ends = new_mapping()
+    mapping.on_host_datagram(b"early", SERVER, 99)
+    mapping.on_guest_datagram(b"hello", SERVER, 99, 100.0)
+    mapping.on_host_datagram(b"answer", SERVER, 77)
+    mapping.on_host_datagram(b"spam", STRANGER, 99)
+    assert ends.said[1:] == [("guest", b"answer", SERVER, 77)]
+    assert mapping.counters["udp.filtered"] == 2
+
+
+def test_only_errors_about_peers_are_passed_on() -> None:
+    """The offender may be anybody on the way; the peer must be one of ours."""
+    mapping, ends = new_mapping()
+    mapping.on_guest_datagram(b"hello", SERVER, 99, 100.0)
+    mapping.on_host_error(PORT_UNREACHABLE, STRANGER, STRANGER, 99, b"hello")
+    mapping.on_host_error(PORT_UNREACHABLE, STRANGER, SERVER, 99, b"hello")
+    assert ends.said[1:] == [("unreachable", PORT_UNREACHABLE, STRANGER, SERVER, 99, b"hello")]
+
+
+def test_the_guest_alone_keeps_a_mapping_alive() -> None:
+    """RFC 4787, REQ-6: inbound traffic must not hold a port open for ever."""
+    mapping, _ = new_mapping()
+    mapping.on_guest_datagram(b"x", SERVER, 99, 200.0)
+    mapping.on_host_datagram(b"y", SERVER, 99)
+    assert mapping.deadline() == 200.0 + IDLE_TIME
+    assert not mapping.expired(200.0 + IDLE_TIME - 0.001)
+    assert mapping.expired(200.0 + IDLE_TIME)
+
+
+def test_a_mapping_for_dns_alone_is_short() -> None:
+    """Until anything else is sent from the port; then it lives as long as every other."""
+    mapping, _ = new_mapping()
+    mapping.on_guest_datagram(b"?", SERVER, 53, 100.0)
+    assert mapping.deadline() == 100.0 + DNS_IDLE_TIME
+    mapping.on_guest_datagram(b"x", SERVER, 99, 100.0)
+    mapping.on_guest_datagram(b"?", SERVER, 53, 100.0)
+    assert mapping.deadline() == 100.0 + IDLE_TIME
+
+
+def test_peers_are_bounded() -> None:
+    """A port that writes to the whole world remembers the newest thousand of it."""
+    mapping, _ = new_mapping()
+    for number in range(PEERS_MAXIMUM + 1):
+        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
+    assert not mapping.knows(bytes(4))
+    assert mapping.knows((1).to_bytes(4, "big"))
+    assert mapping.knows(PEERS_MAXIMUM.to_bytes(4, "big"))
+
+
+def test_a_busy_peer_is_not_forgotten_for_new_ones() -> None:
+    """The address written to longest ago gives way, not the one talked to all the time."""
+    mapping, _ = new_mapping()
+    for number in range(2 * PEERS_MAXIMUM):
+        mapping.on_guest_datagram(b"x", SERVER, 99, 100.0)
+        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
+    assert mapping.knows(SERVER)
