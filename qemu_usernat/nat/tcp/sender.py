@@ -27,7 +27,8 @@ DUPLICATE_ACKS = 3  # RFC 5681, 3.2
 RETRANSMISSIONS_MAXIMUM = 15
 """R2 of RFC 9293, 3.8.3 (at least 100 s): some nine minutes at our timeouts."""
 
-UNLIMITED = 1 << 62
+FLIGHT_MAXIMUM = 4096 * 1024
+"""Octets retained for one guest at most: its window may say a gigabyte, and it may never answer."""
 
 
 class Transmit(Protocol):
@@ -74,8 +75,8 @@ class Sender:
     """SND.WL2."""
     _duplicate_acks: int = 0
     _recovery_point: int | None = None
-    _allowance: int = UNLIMITED
-    """Octets that may be in flight: all that the window admits, except after a timeout."""
+    _allowance: int = FLIGHT_MAXIMUM
+    """Octets that may be in flight, if the window admits them; fewer after a timeout."""
     _timed_position: int | None = None
     _timed_at: float = 0.0
 
@@ -203,8 +204,8 @@ class Sender:
         assert self._recovery_point is not None
         if position >= self._recovery_point:
             self._recovery_point = None
-            self._allowance = UNLIMITED
-        elif self._allowance == UNLIMITED:
+            self._allowance = FLIGHT_MAXIMUM
+        elif self._allowance == FLIGHT_MAXIMUM:
             # RFC 6582, 3.2, step 3: a partial acknowledgment names the next hole.
             self._retransmit_first(transmit)
         else:

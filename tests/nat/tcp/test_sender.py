@@ -1,0 +1,391 @@
+"""The host's octets reach the guest within its window, and are repeated until acknowledged."""
+
+import random
+
+import pytest
+from attrs import define, field
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
+from qemu_usernat.nat.tcp.sender import FLIGHT_MAXIMUM, RETRANSMISSIONS_MAXIMUM, Sender
+from qemu_usernat.primitives.sequence import MODULUS, add
+from qemu_usernat.primitives.time import NEVER
+from qemu_usernat.wire.packets import FIN, PSH, Buffer
+
+MSS = 1000
+STREAM = random.Random(6298).randbytes(1 << 20)
+
+
+@define
+class Bench:
+    """A sender, what it has transmitted, and a guest that acknowledges by hand."""
+
+    sender: Sender
+    now: float = 100.0
+    sent: list[tuple[int, bytes, int]] = field(factory=list)
+    ack_number: int = 0
+
+    def transmit(self, position: int, payload: Buffer, flags: int) -> None:
+        self.sent.append((position, bytes(payload), flags))
+
+    def host_says(self, length: int) -> int:
+        """At most `length` octets, as many as there is room for."""
+        length = min(length, self.sender.room())
+        if length:
+            start = self.sender.end
+            self.sender.take(STREAM[start : start + length], length)
+            self.pump()
+        return length
+
+    def pump(self) -> None:
+        self.sender.pump(self.transmit, self.now)
+
+    def acknowledges(self, position: int, window: int) -> None:
+        """A segment of the guest, in order, as the flow hands it on; then the turn's pump."""
+        sender = self.sender
+        if position > sender.acknowledged:
+            sender.on_window(1, position, window)
+            sender.on_acknowledgment(position, self.transmit, self.now)
+        else:
+            if not sender.on_window(1, position, window) and sender.in_flight:
+                sender.on_duplicate_acknowledgment(self.transmit)
+            sender.on_alive()
+        self.pump()
+        sender.arm_probe(self.now)
+
+    def times_out(self) -> bool:
+        assert self.sender.retransmit_at != NEVER
+        self.now = self.sender.retransmit_at
+        return self.sender.on_retransmission_timeout(self.transmit, self.now)
+
+    def lengths(self) -> list[tuple[int, int]]:
+        """(position, length) of everything sent since the last look."""
+        seen = [(position, len(payload)) for position, payload, _ in self.sent]
+        self.sent.clear()
+        return seen
+
+
+def bench(window: int = 10 * MSS, isn: int = 0, scale: int = 0) -> Bench:
+    sender = Sender(initial_sequence=isn, maximum_segment_size=MSS, scale=scale)
+    sender.on_window(0, 0, window, first=True)
+    return Bench(sender)
+
+
+def test_segments_are_full_and_the_last_one_is_pushed() -> None:
+    """passt ec5c4d9: PSH on the last segment of a batch, and there alone."""
+    b = bench()
+    assert b.host_says(2500) == 2500
+    assert [(p, len(o), f) for p, o, f in b.sent] == [
+        (0, 1000, 0),
+        (1000, 1000, 0),
+        (2000, 500, PSH),
+    ]
+    assert b"".join(octets for _, octets, _ in b.sent) == STREAM[:2500]
+
+
+def test_not_an_octet_beyond_the_window() -> None:
+    """The window is 2500 octets: that much is asked of the host, and sent."""
+    b = bench(window=2500)
+    assert b.host_says(9999) == 2500
+    assert b.lengths() == [(0, 1000), (1000, 1000), (2000, 500)]
+    assert b.sender.room() == 0
+
+
+def test_a_syns_window_is_not_scaled_and_all_others_are() -> None:
+    """RFC 7323, 2.2 and 2.3."""
+    b = bench(window=100, scale=3)
+    assert b.sender.room() == 100
+    b.sender.on_window(1, 0, 100)
+    assert b.sender.room() == 800
+
+
+def test_a_silly_window_is_not_used_while_more_is_coming() -> None:
+    """RFC 9293, 3.8.6.2.1: with octets in flight, less than a segment waits."""
+    b = bench(window=4 * MSS)
+    b.host_says(3900)
+    assert b.sender.room() == 0
+    b.acknowledges(1000, 4 * MSS)
+    assert b.sender.room() == 1100
+
+
+def test_a_silly_window_is_used_when_nothing_else_is_in_flight() -> None:
+    """A guest whose whole buffer is small would otherwise wait for ever."""
+    b = bench(window=10)
+    assert b.host_says(100) == 10
+
+
+def test_a_flight_is_bounded_whatever_the_guest_offers() -> None:
+    """A window of a gigabyte would have the host keep a gigabyte for a guest that never answers."""
+    b = bench(window=0xFFFF, scale=14)
+    b.sender.on_window(1, 0, 0xFFFF)
+    said = 0
+    while (room := b.sender.room()) > 0:
+        b.sender.take(bytes(room), room)
+        b.pump()
+        said += room
+    assert said == FLIGHT_MAXIMUM
+    b.acknowledges(MSS, 0xFFFF)
+    assert b.sender.room() == MSS
+
+
+@pytest.mark.parametrize("isn", [0, MODULUS - 1, MODULUS - 1500])
+def test_acknowledgments_count_across_the_wrap(isn: int) -> None:
+    """Sequence numbers wrap, positions do not."""
+    b = bench(isn=isn)
+    b.host_says(3000)
+    assert b.sender.sequence_of(2000) == add(isn, 2001)
+    assert b.sender.position_of(add(isn, 2001)) == 2000
+    b.acknowledges(2000, 5000)
+    assert b.sender.position_of(add(isn, 3001)) == 3000
+    assert b.sender.in_flight
+    b.acknowledges(3000, 5000)
+    assert not b.sender.in_flight
+    assert b.sender.retransmit_at == NEVER
+
+
+def test_an_older_segment_does_not_bring_back_its_window() -> None:
+    """RFC 9293, 3.10.7.4: SND.WL1 and SND.WL2, for segments that overtook each other."""
+    b = bench()
+    b.host_says(1000)
+    b.sender.on_window(50, 1000, 9000)
+    assert not b.sender.on_window(49, 1000, 100)
+    assert not b.sender.on_window(50, 500, 100)
+    assert b.sender.window_edge == 10_000
+    assert b.sender.on_window(50, 1000, 100), "the guest may shrink it"
+    assert b.sender.window_edge == 1100
+
+
+def test_a_timeout_starts_again_with_one_segment() -> None:
+    """RFC 6298, 5.4 to 5.6, and RFC 5681, 3.1: one segment, then twice as much per round."""
+    b = bench()
+    b.host_says(5000)
+    b.lengths()
+    first = b.sender.retransmit_at - b.now
+    assert b.times_out()
+    assert b.lengths() == [(0, 1000)]
+    assert b.sender.retransmit_at - b.now == pytest.approx(2 * first)
+    b.acknowledges(1000, 10 * MSS)
+    assert b.lengths() == [(1000, 1000), (2000, 1000)]
+    b.acknowledges(3000, 10 * MSS)
+    assert b.lengths() == [(3000, 1000), (4000, 1000)]
+
+
+def test_a_late_acknowledgment_ends_the_repetition() -> None:
+    """The timeout was in error: what is acknowledged is not sent again."""
+    b = bench()
+    b.host_says(5000)
+    b.times_out()
+    b.lengths()
+    b.acknowledges(5000, 10 * MSS)
+    assert b.lengths() == []
+    assert b.sender.retransmit_at == NEVER
+    assert b.sender.room() == 10 * MSS
+
+
+def test_each_timeout_waits_twice_as_long_and_the_last_gives_up() -> None:
+    """R2 of RFC 9293, 3.8.3, is at least 100 seconds."""
+    b = bench()
+    b.host_says(100)
+    start, waits = b.now, []
+    while True:
+        before = b.now
+        if not b.times_out():
+            break
+        waits.append(b.now - before)
+    assert waits[:4] == [1, 2, 4, 8]
+    assert max(waits) == RTO_MAXIMUM
+    assert len(waits) == RETRANSMISSIONS_MAXIMUM
+    assert b.now - start >= 100
+
+
+def test_what_was_sent_twice_is_not_measured() -> None:
+    """Karn's rule (RFC 6298, 3): nobody knows which of the two was acknowledged."""
+    b = bench()
+    b.host_says(1000)
+    b.times_out()
+    b.now += 0.05
+    b.acknowledges(1000, 10 * MSS)
+    assert b.sender.round_trip.smoothed is None
+    b.host_says(1000)
+    b.now += 0.05
+    b.acknowledges(2000, 10 * MSS)
+    assert b.sender.round_trip.smoothed == pytest.approx(0.05)
+
+
+def test_three_duplicates_repeat_the_first_segment_at_once() -> None:
+    """RFC 5681, 3.2; RFC 6582: a partial acknowledgment repeats the next hole."""
+    b = bench()
+    b.host_says(8000)
+    b.lengths()
+    for _ in range(2):
+        b.acknowledges(0, 10 * MSS)
+    assert b.lengths() == []
+    b.acknowledges(0, 10 * MSS)
+    assert b.lengths() == [(0, 1000)]
+    for _ in range(4):
+        b.acknowledges(0, 10 * MSS)
+    assert b.lengths() == [], "once is enough"
+    b.acknowledges(4000, 6 * MSS)
+    assert b.lengths() == [(4000, 1000)]
+    b.acknowledges(8000, 10 * MSS)
+    assert b.lengths() == []
+    assert b.sender.room() == 10 * MSS
+
+
+def test_a_changed_window_is_no_duplicate() -> None:
+    """RFC 5681, 2: the same ACK with another window is a window update."""
+    b = bench()
+    b.host_says(5000)
+    b.lengths()
+    for window in (9000, 8000, 7000, 6000):
+        b.acknowledges(0, window)
+    assert b.lengths() == []
+
+
+def test_the_fin_comes_after_the_last_octet_and_is_repeated() -> None:
+    """passt 2e3d93b: a FIN is retransmitted like an octet."""
+    b = bench()
+    b.host_says(1500)
+    b.sender.fin_queued = True
+    b.pump()
+    b.pump()
+    assert [(p, len(o), f) for p, o, f in b.sent][-1] == (1500, 0, FIN)
+    assert len(b.sent) == 3
+    b.acknowledges(1500, 10 * MSS)
+    b.lengths()
+    b.times_out()
+    assert b.sent == [(1500, b"", FIN)]
+    b.acknowledges(1501, 10 * MSS)
+    assert not b.sender.in_flight
+    assert b.sender.retransmit_at == NEVER
+    assert b.sender.room() == 0
+
+
+def test_a_lost_fin_with_its_octets_is_found_in_order() -> None:
+    """After a timeout the octets come first, then the FIN."""
+    b = bench()
+    b.host_says(1500)
+    b.sender.fin_queued = True
+    b.pump()
+    b.lengths()
+    b.times_out()
+    assert b.lengths() == [(0, 1000)]
+    b.acknowledges(1000, 10 * MSS)
+    assert b.lengths() == [(1000, 500), (1500, 0)]
+
+
+def test_a_fin_waits_behind_octets_that_the_window_keeps() -> None:
+    """No FIN before its data; into a closed window, alone, it is its own probe."""
+    b = bench(window=1000)
+    b.host_says(1000)
+    b.sender.fin_queued = True
+    b.pump()
+    assert b.lengths() == [(0, 1000)]
+    b.acknowledges(1000, 0)
+    assert b.lengths() == [(1000, 0)]
+    assert b.sender.retransmit_at != NEVER
+
+
+def test_a_shrunk_window_holds_new_octets_back() -> None:
+    """passt e86d480: nothing new is sent until the guest has room; what is lost is repeated."""
+    b = bench(window=5000)
+    b.host_says(4000)
+    b.lengths()
+    b.acknowledges(1000, 1000)
+    assert b.lengths() == []
+    assert b.sender.room() == 0
+    b.acknowledges(2000, 0)
+    assert b.sender.retransmit_at != NEVER, "what was in flight is still owed"
+    assert b.times_out()
+    assert b.lengths() == [(2000, 1000)]
+    b.acknowledges(2000, 3000)
+    b.acknowledges(4000, 3000)
+    assert b.sender.room() == 3000
+
+
+def test_a_closed_window_is_probed_for_as_long_as_the_guest_answers() -> None:
+    """RFC 9293, 3.8.6.1: the first probe after an RTO, then ever more rarely, never giving up."""
+    b = bench(window=1000)
+    b.host_says(1000)
+    b.acknowledges(1000, 0)
+    b.sender.data_waiting = True
+    b.sender.arm_probe(b.now)
+    assert b.sender.probe_at > b.now
+    for _ in range(5 * RETRANSMISSIONS_MAXIMUM):
+        b.now = b.sender.probe_at
+        assert b.sender.on_probe_sent(b.now)
+        b.acknowledges(1000, 0)
+        assert b.now < b.sender.probe_at <= b.now + RTO_MAXIMUM
+    b.acknowledges(1000, 500)
+    assert b.sender.probe_at == NEVER
+    assert b.host_says(500) == 500
+
+
+def test_probes_that_nothing_answers_wait_longer_and_come_to_an_end() -> None:
+    """The guest is dead, not busy."""
+    b = bench(window=0)
+    b.sender.data_waiting = True
+    b.sender.arm_probe(b.now)
+    waits = []
+    while True:
+        waits.append(b.sender.probe_at - b.now)
+        b.now = b.sender.probe_at
+        if not b.sender.on_probe_sent(b.now):
+            break
+    assert waits[:4] == [1, 2, 4, 8]
+    assert sum(waits) >= 100
+
+
+@given(
+    isn=st.sampled_from([0, MODULUS - 1, MODULUS - 5000]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["say", "ack", "same", "shrink", "timeout", "fin"]),
+            st.integers(0, 6000),
+        ),
+        max_size=60,
+    ),
+)
+def test_whatever_the_guest_answers(isn: int, steps: list[tuple[str, int]]) -> None:
+    """Over any history: the octets are the stream's, nothing new is beyond the window, and
+    there is a timer whenever something is in flight or is kept by a window."""
+    b = bench(window=3000, isn=isn)
+    sender = b.sender
+    highest = 0
+    for action, number in steps:
+        edge_before = sender.window_edge
+        b.now += 0.01
+        if action == "say":
+            if b.host_says(number) < number and not sender.fin_queued:
+                sender.data_waiting = not sender.room()
+        elif action == "fin":
+            sender.fin_queued, sender.data_waiting = True, False
+            b.pump()
+        elif action == "ack":
+            top = max(sender.highest, sender.acknowledged)
+            b.acknowledges(min(top, sender.acknowledged + number), 3000)
+        elif action == "same":
+            b.acknowledges(sender.acknowledged, max(0, sender.window_edge - sender.acknowledged))
+        elif action == "shrink":
+            b.acknowledges(sender.acknowledged, number % 3000)
+        elif sender.retransmit_at != NEVER:
+            b.times_out()
+            sender.retransmissions = 0
+        sender.arm_probe(b.now)
+        edge = max(edge_before, sender.window_edge)
+        for position, octets, flags in b.sent:
+            stop = position + len(octets)
+            assert octets == STREAM[position:stop]
+            assert len(octets) <= MSS
+            assert stop <= max(highest, edge)
+            if flags & FIN:
+                assert position == sender.end
+            highest = max(highest, stop)
+        b.sent.clear()
+        if sender.in_flight:
+            assert sender.retransmit_at <= b.now + RTO_MAXIMUM
+        elif (sender.data_waiting or sender.next < sender.end) and not sender.room():
+            assert sender.probe_at <= b.now + RTO_MAXIMUM
+        if not sender.in_flight:
+            assert sender.retransmit_at == NEVER
