@@ -38,7 +38,7 @@ def partial(data: Buffer) -> int:
         # Little-endian words hold each pair of bytes swapped, and 256 is what swaps a sum back.
         total = int(_add(_array(data, _WORDS, whole >> 2), 0, _SUM)) << 8
         if whole != length:
-            total += int.from_bytes(data[whole:], "big") << 8 * (4 - (length & 3))
+            total += int.from_bytes(data[whole:], "big") << 8 * (length & 1)
     return total % 0xFFFF or (0xFFFF if total else 0)
 
 

@@ -127,6 +127,15 @@ def test_a_datagram_without_a_checksum() -> None:
     assert peek(memoryview(frame[:40] + b"\0\0" + frame[42:])) is not None
 
 
+@pytest.mark.parametrize("length", [0, 7, 13, 0xFFFF])
+def test_a_length_that_lies_is_not_believed_without_a_checksum(length: int) -> None:
+    """Where nothing is summed, a UDP length below 8 or beyond the packet is all there is to see."""
+    frame = datagram(b"data")
+    lying = frame[:38] + length.to_bytes(2, "big") + b"\0\0" + frame[42:]
+    assert peek(memoryview(lying)) is None
+    assert slow(lying) is None
+
+
 @pytest.mark.parametrize("flags", [ACK, ACK | PSH, FIN | ACK, RST, RST | ACK, 0, 0xC0 | ACK])
 def test_flags_of_an_open_connection_are_plain(flags: int) -> None:
     """Data, FIN and RST take the fast path, with ECN's bits or without."""
