@@ -7,7 +7,6 @@ from qemu_usernat.wire.checksum import checksum, partial, pseudo_header
 from qemu_usernat.wire.packets import UDP, Buffer
 
 HEADER = 8  # bytes
-PAYLOAD_MAXIMUM = 65507  # bytes: 65535 less the headers of IPv4 and UDP
 
 _HEADER = Struct(">HHHH")
 
