@@ -14,12 +14,10 @@ from qemu_usernat.wire.packets import IpPacket
 
 REASSEMBLY_TIME = 30 * SECOND  # RFC 1122, 3.3.2, asks for 60 to 120 s, of the whole world's paths
 DATAGRAMS_MAXIMUM = 64
-"""Incomplete datagrams at once; the oldest gives way."""
+"""Incomplete datagrams at once, so 4 MiB of payload; the oldest gives way."""
 FRAGMENTS_MAXIMUM = 1024
 """Pieces of one datagram: 65535 bytes at the smallest MTU of RFC 791 (68 bytes) make 1366, at
 any MTU that this network has (576 and up) 119."""
-BYTES_MAXIMUM = 4 * 1024 * 1024
-"""Payload held in all."""
 _PAYLOAD_MAXIMUM = 65535 - 20  # bytes: total length is 16 bits, the header at least 20
 
 _Key = tuple[Address, Address, int, int]
@@ -45,7 +43,6 @@ class Reassembler:
 
     counters: Counters
     _datagrams: dict[_Key, _Datagram] = field(factory=dict)
-    _held: int = 0
 
     def add(self, packet: IpPacket, sender: MacAddress, now: float) -> IpPacket | None:
         """Take in one fragment; the whole datagram if that completes it."""
@@ -65,8 +62,6 @@ class Reassembler:
         self._store(datagram, packet)
         if datagram.held == datagram.total and datagram.first is not None:
             return self._complete(key, datagram.first)
-        while self._held > BYTES_MAXIMUM:
-            self._drop(next(iter(self._datagrams)), "ipv4.reassembly_full")
         return None
 
     def _problem(self, datagram: _Datagram, packet: IpPacket) -> str | None:
@@ -93,7 +88,6 @@ class Reassembler:
     def _store(self, datagram: _Datagram, packet: IpPacket) -> None:
         datagram.pieces[packet.fragment_offset] = packet.payload
         datagram.held += len(packet.payload)
-        self._held += len(packet.payload)
         if packet.fragment_offset == 0:
             datagram.first = packet
         if not packet.more_fragments:
@@ -101,15 +95,12 @@ class Reassembler:
 
     def _complete(self, key: _Key, first: IpPacket) -> IpPacket:
         datagram = self._datagrams.pop(key)
-        self._held -= datagram.held
         payload = b"".join(piece for _, piece in sorted(datagram.pieces.items()))
         return evolve(first, more_fragments=False, payload=payload)
 
     def _drop(self, key: _Key, reason: str) -> _Datagram:
         self.counters.count(reason)
-        datagram = self._datagrams.pop(key)
-        self._held -= datagram.held
-        return datagram
+        return self._datagrams.pop(key)
 
     def deadline(self) -> float:
         """When the oldest incomplete datagram expires."""

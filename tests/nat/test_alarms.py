@@ -121,7 +121,7 @@ class AlarmsMachine(RuleBasedStateMachine):
         due = {sleeper for sleeper, when in self.promised.items() if when <= self.now}
         woken = self.alarms.ring(self.now)
         assert sorted(map(id, woken)) == sorted(map(id, due))
-        assert all(sleeper.woken[-1] == self.now for sleeper in woken)
+        assert all(sleeper.woken[-1] == self.now for sleeper in due)
         for sleeper in due:
             del self.promised[sleeper]
 
