@@ -14,7 +14,7 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.nat.tcp.receiver import Receiver
-from qemu_usernat.nat.tcp.rtt import RTO_INITIAL
+from qemu_usernat.nat.tcp.rtt import RTO_AFTER_LOST_SYN, RTO_INITIAL
 from qemu_usernat.nat.tcp.sender import Sender
 from qemu_usernat.nat.tcp.states import (
     DUTIES,
@@ -267,7 +267,9 @@ class TcpFlow:
                 self.wire.send(acknowledgment, 0, RST, 0)
                 return False
             sender.retransmit_at = NEVER
-            sender.retransmissions = 0
+            if sender.retransmissions:
+                sender.round_trip.timeout = RTO_AFTER_LOST_SYN
+                sender.retransmissions = 0
             sender.on_window(sequence, 0, window)
             self._move_guest(GuestEvent.SYN_ACKED)
             return True
@@ -296,7 +298,8 @@ class TcpFlow:
     ) -> None:
         """Step seventh: the octets of the segment, and when to acknowledge them."""
         receiver = self.receiver
-        if not receiver.accept(sequence, payload, length) or receiver.out_of_order:
+        gap = bool(receiver.out_of_order)
+        if not receiver.accept(sequence, payload, length) or gap:
             # A gap, its filling or a duplicate is acknowledged at once (RFC 5681, 4.2).
             self.counters.count("tcp.out_of_order")
             self._ack_now = True

@@ -10,6 +10,7 @@ from attrs import define
 from qemu_usernat.primitives.time import MS, SECOND
 
 RTO_INITIAL = 1 * SECOND  # RFC 6298 (2.1)
+RTO_AFTER_LOST_SYN = 3 * SECOND  # RFC 6298 (5.7): the back-off of the handshake is forgotten
 RTO_MINIMUM = 200 * MS
 # RFC 6298 (2.4) says 1 s, for paths across the world. The path measured here is a socket
 # pair and a virtual NIC: 200 ms, as in Linux, is still a thousand of its round trips.

@@ -410,3 +410,45 @@ class Host:
         """The socket's buffer has room for so many from now on."""
         with self._talk.turn():
             self.socket.takes = octets
+
+
+def in_state(state: GuestState) -> Conversation:
+    """A conversation that has come to `state` on the plain way, with nothing on the line.
+
+    The guest's FIN and ours, where there are any, have taken their positions.
+    """
+    talk = Conversation()
+    guest, host = talk.guest, talk.host
+    if state is GuestState.SYN_HELD:
+        return talk
+    host.connects()
+    guest.gets(SYN | ACK)
+    if state is GuestState.SYN_RECEIVED:
+        return talk
+    guest.sends(ACK)
+    we_close_first = (
+        GuestState.FIN_WAIT_1,
+        GuestState.FIN_WAIT_2,
+        GuestState.CLOSING,
+        GuestState.TIME_WAIT,
+    )
+    if state in we_close_first:
+        host.ends()
+        guest.gets(FIN | ACK)
+        if state in (GuestState.FIN_WAIT_2, GuestState.TIME_WAIT):
+            guest.sends(ACK)
+        if state is GuestState.TIME_WAIT:
+            guest.sends(FIN | ACK)
+            guest.gets(ACK)
+        if state is GuestState.CLOSING:
+            guest.sends(FIN | ACK, ack=0)
+            guest.gets(ACK)
+    elif state in (GuestState.CLOSE_WAIT, GuestState.LAST_ACK):
+        guest.sends(FIN | ACK)
+        guest.gets(ACK)
+        if state is GuestState.LAST_ACK:
+            host.ends()
+            guest.gets(FIN | ACK)
+    assert talk.flow.guest_state is state
+    guest.gets_nothing()
+    return talk

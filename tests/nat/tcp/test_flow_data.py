@@ -1,0 +1,276 @@
+"""Octets both ways, and the acknowledgments between them."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.flow import DELAYED_ACK
+from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.primitives.sequence import MODULUS
+from qemu_usernat.wire.packets import ACK, FIN, PSH, SYN, URG
+from tests.nat.tcp.conversation import MSS, Conversation, in_state
+
+G, H = GuestState, HostState
+PAYLOAD = bytes(range(256)) * 400
+
+
+@pytest.mark.parametrize("isn", [0, MODULUS - 1, MODULUS - 2, MODULUS - 3000])
+def test_a_question_and_its_answer_across_the_wrap(isn: int) -> None:
+    """Wherever the sequence numbers begin, and where they wrap in the middle."""
+    talk = Conversation.open(isn=isn, our_isn=isn)
+    for start in range(0, 6000, 1000):
+        talk.guest.sends(PSH | ACK, PAYLOAD[start : start + 1000])
+        talk.host.says(PAYLOAD[start : start + 1000])
+        talk.guest.gets(PSH | ACK, PAYLOAD[start : start + 1000], at=start, ack=start + 1000)
+    talk.guest.sends(ACK)
+    assert talk.host.received == PAYLOAD[:6000]
+    talk.guest.gets_nothing()
+    assert not talk.flow.sender.in_flight
+
+
+def test_a_long_answer_is_cut_to_the_mss_and_pushed_at_its_end() -> None:
+    """passt ec5c4d9."""
+    talk = Conversation.open()
+    talk.host.says(PAYLOAD[: 2 * MSS + 10])
+    talk.guest.gets(ACK, PAYLOAD[:MSS], at=0)
+    talk.guest.gets(ACK, PAYLOAD[MSS : 2 * MSS], at=MSS)
+    talk.guest.gets(PSH | ACK, PAYLOAD[2 * MSS : 2 * MSS + 10], at=2 * MSS)
+    talk.guest.gets_nothing()
+
+
+def test_a_small_segment_is_acknowledged_by_the_answer() -> None:
+    """One segment carries both."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"question")
+    talk.guest.gets_nothing()
+    talk.host.says(b"answer")
+    talk.guest.gets(PSH | ACK, b"answer", ack=8)
+    talk.advance(1)
+    assert all(segment.payload for segment in talk.guest.loses_everything()), "no second ACK"
+
+
+def test_a_small_segment_without_answer_is_acknowledged_soon() -> None:
+    """RFC 9293, 3.8.6.3, allows half a second; Nagle's algorithm in the guest waits for it."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"question")
+    talk.advance(DELAYED_ACK + 0.001)
+    talk.guest.gets(ACK, ack=8)
+    talk.advance(10)
+    talk.guest.gets_nothing()
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"), [(ACK, MSS), (PSH | ACK, MSS), (ACK, 10)], ids=["full", "pushed", "bare"]
+)
+def test_all_else_is_acknowledged_at_once(flags: int, size: int) -> None:
+    """More is coming, so the guest's window has to move."""
+    talk = Conversation.open()
+    talk.guest.sends(flags, bytes(size))
+    talk.guest.gets(ACK, ack=size)
+
+
+def test_a_second_small_segment_is_not_delayed() -> None:
+    """RFC 9293, 3.8.6.3 (SHLD-19): at least every second segment is acknowledged."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"one")
+    talk.guest.sends(PSH | ACK, b"two")
+    talk.guest.gets(ACK, ack=6)
+    talk.advance(1)
+    talk.guest.gets_nothing()
+
+
+def test_a_turn_of_segments_gets_one_acknowledgment() -> None:
+    """As a kernel with receive offload: one ACK, for all of them."""
+    talk = Conversation.open()
+    with talk.turn():
+        for start in range(0, 10 * MSS, MSS):
+            talk.guest.sends(ACK, PAYLOAD[start : start + MSS])
+    talk.guest.gets(ACK, ack=10 * MSS)
+    talk.guest.gets_nothing()
+    assert talk.host.received == PAYLOAD[: 10 * MSS]
+
+
+def test_a_gap_is_told_at_once_and_its_filling_too() -> None:
+    """RFC 5681, 4.2: the guest repeats early what is missing, and hears early that it came."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"world", at=5)
+    talk.guest.gets(ACK, ack=0)
+    talk.guest.sends(PSH | ACK, b"again", at=10)
+    talk.guest.gets(ACK, ack=0)
+    talk.guest.sends(PSH | ACK, b"hello", at=0)
+    talk.guest.gets(ACK, ack=15)
+    assert talk.host.received == b"helloworldagain"
+
+
+def test_what_overlaps_is_delivered_once() -> None:
+    """capsa 2: a repeated segment, re-cut, with old octets in front and new ones behind."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"hello")
+    talk.guest.sends(PSH | ACK, b"hello, world", at=0)
+    talk.guest.sends(PSH | ACK, b"lo, wo", at=3)
+    assert talk.host.received == b"hello, world"
+    assert [segment.ack for segment in talk.guest.loses_everything()] == [12, 12]
+
+
+def test_what_was_received_before_is_acknowledged_again() -> None:
+    """Our ACK was lost; silence would have the guest repeat it for ever."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, bytes(MSS))
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, bytes(MSS), at=0)
+    talk.guest.gets(ACK, ack=MSS)
+
+
+def test_beyond_the_window_nothing_is_taken() -> None:
+    """RFC 9293, 3.10.7.4, first: an unacceptable segment is answered by an ACK."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, b"far away", at=1 << 20)
+    talk.guest.gets(ACK, ack=0)
+    assert talk.counters["tcp.out_of_window"] == 1
+    assert talk.host.received == b""
+
+
+def test_a_segment_without_ack_is_dropped() -> None:
+    """RFC 9293, 3.10.7.4, fifth."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH, b"hello", at=0)
+    talk.guest.gets_nothing()
+    assert talk.host.received == b""
+    assert talk.counters["tcp.no_ack"] == 1
+
+
+def test_an_ack_of_what_was_never_sent_is_answered_and_dropped() -> None:
+    """RFC 9293, 3.10.7.4, fifth: so that a forged one does no harm."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | ACK, b"forged", at=0, ack=1)
+    talk.guest.gets(ACK, at=0, ack=0)
+    assert talk.host.received == b""
+
+
+def test_an_ack_from_long_ago_is_challenged() -> None:
+    """RFC 5961, 5.2: data with an impossible acknowledgment is a blind guess."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"x" * 1000)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, ack=1000)
+    talk.guest.sends(PSH | ACK, b"forged", at=0, ack=1000 - 65_536)
+    assert talk.host.received == b""
+    talk.guest.gets(ACK)
+    assert talk.counters["tcp.challenge_ack"] == 1
+
+
+def test_an_old_ack_that_was_overtaken_is_harmless() -> None:
+    """Its data counts, its acknowledgment is no news."""
+    talk = Conversation.open()
+    talk.host.says(b"12345")
+    talk.guest.sends(ACK, ack=5)
+    talk.guest.sends(PSH | ACK, b"late", at=0, ack=2)
+    assert talk.host.received == b"late"
+    assert not talk.flow.sender.in_flight
+
+
+def test_urgent_data_is_data() -> None:
+    """RFC 6093: no octet is taken out of the stream."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | URG | ACK, b"abc!")
+    assert talk.host.received == b"abc!"
+
+
+def test_a_syn_in_an_open_connection_is_challenged_and_not_too_often() -> None:
+    """RFC 5961, 4.2 and 7."""
+    talk = Conversation.open()
+    for _ in range(10):
+        talk.guest.sends(SYN, at=3)
+    talk.guest.gets(ACK, ack=0)
+    talk.guest.gets_nothing()
+    talk.advance(1)
+    talk.guest.sends(SYN | ACK, at=3)
+    talk.guest.gets(ACK, ack=0)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+
+
+def test_a_keepalive_of_the_guest_is_answered() -> None:
+    """passt 238c69f: an octet-less, or one-octet, segment just below the window."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, b"hello", at=0)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, at=4)
+    talk.guest.gets(ACK, ack=5)
+    talk.guest.sends(ACK, b"o", at=4)
+    talk.guest.gets(ACK, ack=5)
+    assert talk.host.received == b"hello"
+
+
+def test_a_short_write_loses_nothing() -> None:
+    """passt a947839, 831857e: the rest goes when the socket takes more, and we ask to be told."""
+    talk = Conversation.open()
+    talk.host.takes(3)
+    talk.guest.sends(PSH | ACK, b"hello")
+    assert talk.host.received == b"hel"
+    assert talk.host.socket.writing
+    talk.guest.sends(PSH | ACK, b", world")
+    talk.host.takes(4)
+    assert talk.host.received == b"hello, "
+    talk.host.takes(100)
+    assert talk.host.received == b"hello, world"
+    assert not talk.host.socket.writing
+
+
+def test_a_socket_that_takes_one_octet_at_a_time() -> None:
+    """Every write is short; the order stays."""
+    talk = Conversation.open()
+    talk.host.socket.most = 1
+    talk.guest.sends(PSH | ACK, b"hello")
+    assert talk.host.received == b"hello"
+
+
+def test_a_host_that_fails_while_it_is_written_to() -> None:
+    """EPIPE in the middle of a turn: the guest is reset, and nothing is written twice."""
+    talk = Conversation.open()
+    talk.host.socket.broken = True
+    talk.guest.sends(PSH | ACK, b"hello")
+    assert talk.flow.guest_state is G.RESET
+    assert [segment.flags for segment in talk.guest.loses_everything()] == [4 | ACK]
+    talk.assert_over()
+
+
+def test_a_full_socket_and_then_its_failure_reset_the_guest() -> None:
+    """What was queued has nobody to go to, and the guest is not left to believe it has."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(ACK, bytes(MSS))
+    talk.guest.gets(ACK)
+    talk.host.breaks()
+    talk.guest.gets(4 | ACK)
+    talk.assert_over()
+
+
+def test_a_stalled_link_stops_the_reading_of_the_host() -> None:
+    """The guest's QEMU does not read: the server's octets stay in the host's socket."""
+    talk = Conversation.open()
+    talk.line.is_stalled = True
+    talk.host.says(b"hello")
+    talk.guest.gets_nothing()
+    assert not talk.host.socket.reading
+    talk.line.is_stalled = False
+    talk.end_turn()
+    talk.guest.gets(PSH | ACK, b"hello")
+
+
+def test_without_scaling_a_slow_server_causes_no_duplicate_acks() -> None:
+    """Three equal ACKs would have the guest repeat a segment that was never lost."""
+    talk = Conversation.open(scale=None)
+    talk.host.takes(0)
+    for _ in range(3):
+        talk.guest.sends(ACK, bytes(MSS))
+    talk.guest.loses_everything()
+    for _ in range(10):
+        talk.host.takes(100)
+    talk.guest.gets_nothing()
+
+
+def test_fin_with_data_in_one_segment() -> None:
+    """capsa 3: the data attached to a FIN counts."""
+    talk = in_state(G.ESTABLISHED)
+    talk.guest.sends(PSH | FIN | ACK, b"the end")
+    assert talk.host.received == b"the end"
+    assert talk.host.socket.shut
+    talk.guest.gets(ACK, ack=8)
