@@ -41,7 +41,7 @@ class Desk:
         with selectors.DefaultSelector() as outer:
             outer.register(self.poller.fileno(), selectors.EVENT_READ)
             assert outer.select(WAIT), f"nothing happens any more; heard {self.heard}"
-        self.poller.dispatch(42.0)
+        self.poller.dispatch(self.poller.wait(), 42.0)
 
     def listen_until_heard(self, times: int = 1) -> None:
         while len(self.heard) < times:
@@ -118,7 +118,7 @@ def test_a_question_stays_open_until_it_is_forgotten(desk: Desk, stack: ExitStac
     desk.asker.forget(7)
     desk.asker.forget(7)
     resolver.sendto(b"late", asker)
-    desk.poller.dispatch(42.0)
+    desk.poller.dispatch(desk.poller.wait(), 42.0)
     assert len(desk.heard) == 2
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_sent_is_said_at_once(desk: Desk, transport: str) -> None
     unroutable = (parse_address("255.255.255.255"), 53)
     assert not desk.asker.ask(unroutable, transport, b"question", 7)
     assert not desk.asker.waits(7)
-    assert not desk.poller.dispatch(42.0)
+    assert not desk.poller.wait()
 
 
 # TCP
@@ -178,7 +178,7 @@ def test_a_question_over_tcp(desk: Desk, stack: ExitStack) -> None:
     """Framed by its length, answered in pieces, and the connection closed behind it."""
     listener, upstream = tcp_resolver(stack)
     assert desk.asker.ask(upstream, "tcp", b"question", 7)
-    desk.poller.dispatch(42.0)
+    desk.poller.dispatch(desk.poller.wait(), 42.0)
     connection = accepted(stack, listener)
     assert connection.recv(100) == b"\0\x08question"
     for piece in (b"\0", b"\x06an", b"sw", b"er"):
@@ -194,12 +194,12 @@ def test_large_messages_over_tcp(desk: Desk, stack: ExitStack) -> None:
     listener, upstream = tcp_resolver(stack)
     large = bytes(range(255)) * 257
     desk.asker.ask(upstream, "tcp", large, 7)
-    desk.poller.dispatch(42.0)
+    desk.poller.dispatch(desk.poller.wait(), 42.0)
     connection = accepted(stack, listener)
     received = b""
     while len(received) < 65537:
         received += connection.recv(65537)
-        desk.poller.dispatch(42.0)
+        desk.poller.dispatch(desk.poller.wait(), 42.0)
     assert received == b"\xff\xff" + large
     connection.sendall(b"\xff\xff" + large)
     desk.listen_until_heard()
@@ -213,7 +213,7 @@ def test_a_connection_that_ends_too_early_is_a_failure(
     """A resolver that closes before its answer is whole did not answer."""
     listener, upstream = tcp_resolver(stack)
     desk.asker.ask(upstream, "tcp", b"question", 7)
-    desk.poller.dispatch(42.0)
+    desk.poller.dispatch(desk.poller.wait(), 42.0)
     connection = accepted(stack, listener)
     assert connection.recv(100)
     connection.sendall(said)
@@ -227,7 +227,7 @@ def test_a_reset_connection_is_a_failure(desk: Desk, stack: ExitStack) -> None:
     """An RST is told as a failure, not raised."""
     listener, upstream = tcp_resolver(stack)
     desk.asker.ask(upstream, "tcp", b"question", 7)
-    desk.poller.dispatch(42.0)
+    desk.poller.dispatch(desk.poller.wait(), 42.0)
     connection = accepted(stack, listener)
     assert connection.recv(100)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -245,7 +245,7 @@ def test_closing_forgets_everything(desk: Desk, stack: ExitStack) -> None:
     desk.asker.close()
     assert not desk.asker.waits(1)
     assert not desk.asker.waits(2)
-    assert not desk.poller.dispatch(42.0)
+    assert not desk.poller.wait()
 
 
 # The forwarder on top
