@@ -123,6 +123,7 @@ class TcpFlow:
     _ack_now: bool = False
     _ack_at: float = NEVER
     _heard_at: float = field(init=False)
+    """The last sign of life: of the guest, and after its end of the server."""
     _time_wait_until: float = NEVER
     _keepalive_at: float = field(init=False)
     _keepalives: int = 0
@@ -389,9 +390,8 @@ class TcpFlow:
         drained = False
         if self.receiver.queued:
             drained = bool(self.receiver.backlog)
-            self._drain()
-        for duty in DUTIES[self.guest_state, self.host_state]:
-            self._pay(duty, now)
+            self._drain(now)
+        self._pay_duties(now)
         if self.guest_state not in GUEST_GONE:
             self.sender.pump(self._transmit, now)
             if self._ack_now or (drained and self.receiver.window_update_due()):
@@ -400,11 +400,22 @@ class TcpFlow:
             self._time_wait_until = now + TIME_WAIT
         self._watch(now)
 
-    def _drain(self) -> None:
+    def _drain(self, now: float) -> None:
         if self.host_state in _TAKING:
+            queued = self.receiver.queued
             self.receiver.drain(self.host.send)
+            if self.guest_state in GUEST_GONE and self.receiver.queued < queued:
+                self._heard_at = now
         if self.host_state not in _TAKING_OR_DIALING:
             self.receiver.discard()
+
+    def _pay_duties(self, now: float) -> None:
+        """All that the states owe, and what is owed because a payment failed."""
+        states = None
+        while states != (self.guest_state, self.host_state):
+            states = self.guest_state, self.host_state
+            for duty in DUTIES[states]:
+                self._pay(duty, now)
 
     def _pay(self, duty: Duty, now: float) -> None:
         match duty:

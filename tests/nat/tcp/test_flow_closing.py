@@ -1,0 +1,313 @@
+"""How a connection ends in order: each direction by itself, and nothing acknowledged is lost."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.flow import TIME_WAIT
+from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from tests.nat.tcp.conversation import MSS, Conversation, in_state
+
+G, H = GuestState, HostState
+
+
+def test_the_guest_ends_first() -> None:
+    """RFC 9293, 3.6, figure 12, from the other side: CLOSE-WAIT, LAST-ACK, CLOSED."""
+    talk = Conversation.open()
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=1)
+    assert talk.host.socket.shut
+    assert talk.states == (G.CLOSE_WAIT, H.WRITE_SHUT)
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK, at=0)
+    assert talk.states == (G.LAST_ACK, H.CLOSED)
+    talk.guest.sends(ACK)
+    talk.guest.gets_nothing()
+    talk.assert_over()
+    assert not talk.host.socket.was_reset
+
+
+def test_the_server_ends_first() -> None:
+    """FIN-WAIT-1, FIN-WAIT-2, TIME-WAIT, CLOSED."""
+    talk = Conversation.open()
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK, at=0, ack=0)
+    assert talk.states == (G.FIN_WAIT_1, H.READ_EOF)
+    talk.guest.sends(ACK)
+    assert talk.flow.guest_state is G.FIN_WAIT_2
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=1)
+    assert talk.states == (G.TIME_WAIT, H.CLOSED)
+    talk.advance(TIME_WAIT + 0.1)
+    talk.guest.gets_nothing()
+    talk.assert_over()
+
+
+def test_both_end_at_once() -> None:
+    """RFC 9293, 3.6, figure 13: the FINs cross, CLOSING, TIME-WAIT."""
+    talk = Conversation.open()
+    talk.host.ends()
+    talk.guest.sends(FIN | ACK, ack=0)
+    talk.guest.gets(FIN | ACK, at=0, ack=0)
+    talk.guest.gets(ACK, at=1, ack=1)
+    assert talk.states == (G.CLOSING, H.CLOSED)
+    talk.guest.sends(ACK)
+    assert talk.flow.guest_state is G.TIME_WAIT
+
+
+def test_a_fin_and_the_ack_of_ours_in_one_segment() -> None:
+    """What most kernels send: FIN-WAIT-1 to TIME-WAIT in one step."""
+    talk = Conversation.open()
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK)
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=1)
+    assert talk.flow.guest_state is G.TIME_WAIT
+
+
+def test_the_server_goes_on_after_the_guests_fin() -> None:
+    """`echo request | nc server`: half-closed for an hour, and every octet arrives."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | FIN | ACK, b"request")
+    talk.guest.gets(ACK, ack=8)
+    assert talk.host.received == b"request"
+    for _ in range(6):
+        talk.advance(600)
+        talk.host.says(b"x" * 3000)
+        assert talk.guest.gets_stream() == b"x" * 3000
+        talk.guest.sends(ACK)
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK, at=18_000)
+    talk.guest.sends(ACK)
+    talk.assert_over()
+
+
+def test_the_guest_goes_on_after_the_servers_fin() -> None:
+    """Half-closed the other way: octets are taken and acknowledged, and the window moves on.
+
+    passt 30f1e08.
+    """
+    talk = Conversation.open()
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK)
+    talk.guest.sends(ACK)
+    sent = 0
+    for _ in range(300):
+        talk.advance(60)
+        talk.guest.sends(ACK, bytes(MSS))
+        sent += MSS
+        talk.guest.gets(ACK, at=1, ack=sent)
+    assert len(talk.host.received) == sent
+    assert not talk.host.socket.shut
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=sent + 1)
+    assert talk.host.socket.shut
+
+
+def test_the_servers_fin_follows_its_last_octet() -> None:
+    """passt 8d2f8c4: never before what is still on its way."""
+    talk = Conversation.open(window=1000, scale=0)
+    with talk.turn():
+        talk.host.says(b"a" * 2500)
+        talk.host.ends()
+    talk.guest.gets(PSH | ACK, b"a" * 1000, at=0)
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK)
+    talk.guest.gets(PSH | ACK, b"a" * 1000, at=1000)
+    talk.guest.sends(ACK)
+    talk.guest.gets(PSH | ACK, b"a" * 500, at=2000)
+    talk.guest.gets(FIN | ACK, at=2500)
+
+
+def test_our_fin_is_repeated_until_it_is_acknowledged() -> None:
+    """passt 2e3d93b."""
+    talk = Conversation.open()
+    talk.host.ends()
+    talk.guest.loses_everything()
+    for wait in (1, 2, 4, 8):
+        talk.advance(wait)
+        talk.guest.gets(FIN | ACK, at=0)
+    talk.guest.sends(ACK)
+    assert talk.flow.guest_state is G.FIN_WAIT_2
+    talk.advance(100)
+    talk.guest.gets_nothing()
+
+
+def test_the_guests_fin_is_acknowledged_each_time() -> None:
+    """Our ACK was lost."""
+    talk = in_state(G.CLOSE_WAIT)
+    for _ in range(3):
+        talk.guest.sends(FIN | ACK, at=0)
+        talk.guest.gets(ACK, ack=1)
+    assert talk.flow.guest_state is G.CLOSE_WAIT
+
+
+def test_a_fin_that_overtakes_its_data_waits() -> None:
+    """The server hears of the end when it has heard all before it."""
+    talk = Conversation.open()
+    talk.guest.sends(FIN | ACK, at=5)
+    talk.guest.gets(ACK, ack=0)
+    assert not talk.host.socket.shut
+    talk.guest.sends(PSH | ACK, b"hello", at=0)
+    talk.guest.gets(ACK, ack=6)
+    assert talk.host.received == b"hello"
+    assert talk.host.socket.shut
+
+
+def test_a_fin_beyond_the_window_is_no_fin() -> None:
+    """passt b145441: it stands behind data that was not accepted."""
+    talk = Conversation.open()
+    talk.guest.sends(FIN | ACK, bytes(70_000), at=0)
+    talk.guest.gets(ACK, ack=65_535)
+    assert talk.flow.guest_state is G.ESTABLISHED
+    assert not talk.host.socket.shut
+    talk.guest.sends(FIN | ACK, bytes(70_000 - 65_535), at=65_535)
+    talk.guest.gets(ACK, ack=70_001)
+    assert talk.host.socket.shut
+
+
+def test_octets_after_the_fin_are_no_octets() -> None:
+    """passt 8efa80b."""
+    talk = Conversation.open()
+    talk.guest.sends(PSH | FIN | ACK, b"end")
+    talk.guest.gets(ACK, ack=4)
+    talk.guest.sends(PSH | ACK, b"more")
+    talk.guest.gets(ACK, ack=4)
+    assert talk.host.received == b"end"
+
+
+def test_the_host_is_shut_when_it_has_taken_all() -> None:
+    """A full socket: the guest's last words go first, and then its FIN."""
+    talk = Conversation.open()
+    talk.host.takes(2)
+    talk.guest.sends(PSH | FIN | ACK, b"hello")
+    talk.guest.gets(ACK, ack=6)
+    assert not talk.host.socket.shut
+    talk.host.takes(2)
+    assert not talk.host.socket.shut
+    talk.host.takes(10)
+    assert talk.host.received == b"hello"
+    assert talk.host.socket.shut
+
+
+def test_what_was_acknowledged_is_delivered_after_the_guest_has_gone() -> None:
+    """The guest has closed, has been acknowledged, has forgotten; the server still reads."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(ACK, bytes(range(250)) * 40)
+    talk.host.ends()
+    talk.guest.loses_everything()
+    talk.guest.expects = 1
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=10_001)
+    talk.advance(2 * TIME_WAIT)
+    assert talk.flow.guest_state is G.CLOSED
+    assert not talk.flow.finished
+    talk.advance(3600)
+    talk.host.takes(5000)
+    assert not talk.host.socket.shut
+    talk.host.takes(5000)
+    assert talk.host.received == bytes(range(250)) * 40
+    assert talk.host.socket.shut
+    assert not talk.host.socket.was_reset
+    talk.assert_over()
+
+
+def test_a_server_that_reads_slowly_for_hours_gets_everything() -> None:
+    """It takes a little every hour: that is slow, not dead."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(ACK, bytes(1000))
+    talk.host.ends()
+    talk.guest.loses_everything()
+    talk.guest.expects = 1
+    talk.guest.sends(FIN | ACK)
+    for _ in range(10):
+        talk.advance(3600)
+        talk.host.takes(100)
+    assert len(talk.host.received) == 1000
+    assert not talk.host.socket.was_reset
+    talk.assert_over()
+
+
+def test_a_server_that_never_reads_is_given_up_at_last() -> None:
+    """A descriptor is not kept for ever."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(ACK, bytes(1000))
+    talk.host.ends()
+    talk.guest.loses_everything()
+    talk.guest.expects = 1
+    talk.guest.sends(FIN | ACK)
+    talk.advance(3 * 3600)
+    assert talk.host.socket.was_reset
+    talk.assert_over()
+
+
+def test_a_failed_shutdown_is_looked_at() -> None:
+    """passt 768baf4: the server has reset meanwhile, and the guest hears of it at once."""
+    talk = Conversation.open()
+    talk.host.socket.shut_fails = True
+    talk.guest.sends(FIN | ACK)
+    assert [segment.flags for segment in talk.guest.loses_everything()] == [RST | ACK]
+    talk.assert_over()
+
+
+def test_a_failed_shutdown_when_the_server_has_ended_too() -> None:
+    """Both directions had ended for the guest as well: it is told nothing new."""
+    talk = in_state(G.FIN_WAIT_2)
+    talk.host.socket.shut_fails = True
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=1)
+    assert talk.states == (G.TIME_WAIT, H.FAILED)
+    talk.advance(2 * TIME_WAIT)
+    talk.assert_over()
+
+
+def test_time_wait_answers_the_fin_that_comes_again_and_starts_anew() -> None:
+    """RFC 9293, 3.10.7.4, eighth: our last ACK was lost."""
+    talk = in_state(G.TIME_WAIT)
+    talk.advance(TIME_WAIT - 1)
+    talk.guest.sends(FIN | ACK, at=0)
+    talk.guest.gets(ACK, at=1, ack=1)
+    talk.advance(TIME_WAIT - 1)
+    assert talk.flow.guest_state is G.TIME_WAIT
+    talk.advance(1.1)
+    talk.assert_over()
+
+
+def test_time_wait_is_not_assassinated() -> None:
+    """RFC 1337: a RST does not shorten it."""
+    talk = in_state(G.TIME_WAIT)
+    talk.guest.sends(RST)
+    assert talk.flow.guest_state is G.TIME_WAIT
+
+
+def test_time_wait_yields_to_a_later_syn_only() -> None:
+    """RFC 9293, 3.10.7.4 (MAY-2): a new incarnation begins beyond the old one."""
+    talk = in_state(G.TIME_WAIT)
+    isn = 1000
+    assert not talk.flow.yields_to_syn(isn, talk.now)
+    assert not talk.flow.yields_to_syn(isn - 500, talk.now)
+    assert talk.flow.yields_to_syn(isn + 500, talk.now)
+    talk.assert_over()
+
+
+def test_time_wait_ends_early_when_the_room_is_needed() -> None:
+    """And only TIME-WAIT."""
+    talk = in_state(G.TIME_WAIT)
+    talk.flow.end_time_wait()
+    talk.assert_over()
+    other = in_state(G.FIN_WAIT_2)
+    other.flow.end_time_wait()
+    assert other.flow.guest_state is G.FIN_WAIT_2
+
+
+@pytest.mark.parametrize("takes", [0, 1 << 20])
+def test_the_network_ends(takes: int) -> None:
+    """Descriptors are given back, whatever is queued."""
+    talk = Conversation.open()
+    talk.host.takes(takes)
+    talk.guest.sends(ACK, bytes(MSS))
+    talk.flow.abandon()
+    talk.flow.abandon()
+    assert talk.host.socket.closed

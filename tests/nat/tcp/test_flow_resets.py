@@ -1,0 +1,135 @@
+"""Resets cross as resets, in every state; and only those that can be no forgery are believed."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.states import SYNCHRONISED, GuestState, HostState
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from tests.nat.tcp.conversation import MSS, Conversation, in_state
+
+G, H = GuestState, HostState
+IN_ALL = pytest.mark.parametrize("state", sorted(SYNCHRONISED, key=str))
+
+
+@IN_ALL
+def test_a_reset_at_the_exact_number_ends_it(state: GuestState) -> None:
+    """passt cce94e9: the server hears a RST, not a FIN, wherever there is still a socket."""
+    talk = in_state(state)
+    had_socket = not talk.host.socket.closed
+    talk.guest.sends(RST | ACK)
+    talk.guest.gets_nothing()
+    assert talk.flow.guest_state is G.RESET
+    assert talk.host.socket.was_reset is had_socket
+    talk.assert_over()
+
+
+@IN_ALL
+def test_a_reset_elsewhere_in_the_window_is_challenged(state: GuestState) -> None:
+    """RFC 5961, 3.2: the true guest answers with the exact number, a forger cannot."""
+    talk = in_state(state)
+    takes_octets = state in (G.SYN_RECEIVED, G.ESTABLISHED, G.FIN_WAIT_1, G.FIN_WAIT_2)
+    talk.guest.sends(RST, at=talk.guest.position + 100)
+    assert talk.flow.guest_state is state
+    if takes_octets:
+        talk.guest.gets(ACK, ack=talk.guest.position)
+        assert talk.counters["tcp.challenge_ack"] == 1
+    for _ in range(5):
+        talk.guest.sends(RST, at=talk.guest.position + 100)
+    talk.guest.gets_nothing()
+
+
+@IN_ALL
+def test_a_reset_outside_the_window_is_nothing(state: GuestState) -> None:
+    """RFC 9293, 3.10.7.4, first: no ACK for it either."""
+    talk = in_state(state)
+    talk.guest.sends(RST, at=talk.guest.position - 2)
+    talk.guest.sends(RST, at=talk.guest.position + (1 << 24))
+    talk.guest.gets_nothing()
+    assert talk.flow.guest_state is state
+
+
+@IN_ALL
+def test_a_failing_server_resets_the_guest(state: GuestState) -> None:
+    """Where the guest half is open in any way, the server's reset is passed on."""
+    talk = in_state(state)
+    if talk.host.socket.closed:
+        return  # both directions had ended on the host's side
+    talk.host.fails()
+    talk.guest.gets(RST | ACK, at=talk.guest.expects, ack=talk.guest.position)
+    talk.guest.gets_nothing()
+    talk.assert_over()
+
+
+def test_a_reset_with_octets_in_flight_stands_behind_them() -> None:
+    """The guest's kernel takes it at RCV.NXT, once the octets before it have come."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    talk.host.breaks()
+    talk.guest.gets(PSH | ACK, b"hello")
+    talk.guest.gets(RST | ACK, at=5)
+
+
+def test_a_reset_drops_what_the_server_has_not_taken() -> None:
+    """The guest took its words back; there is nothing to be delivered and nothing to wait for."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(ACK, bytes(MSS))
+    talk.guest.gets(ACK)
+    talk.guest.sends(RST)
+    assert talk.host.socket.was_reset
+    assert talk.flow.receiver.queued == 0
+    talk.assert_over()
+
+
+def test_data_and_its_reset_in_one_turn() -> None:
+    """passt f984003: the reset wins, and nobody writes to a closed socket."""
+    talk = Conversation.open()
+    with talk.turn():
+        talk.guest.sends(PSH | ACK, b"last words")
+        talk.guest.sends(RST)
+    talk.guest.gets_nothing()
+    talk.assert_over()
+
+
+def test_fin_and_then_reset_in_one_turn() -> None:
+    """passt 46f915d."""
+    talk = Conversation.open()
+    with talk.turn():
+        talk.guest.sends(FIN | ACK)
+        talk.guest.sends(RST | ACK)
+    assert talk.host.socket.was_reset
+    talk.assert_over()
+
+
+def test_a_reset_counts_in_a_closed_window() -> None:
+    """RFC 9293, 3.10.7.4: the window may be zero, the number is the same."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    while talk.line.edge > talk.guest.position:
+        talk.guest.sends(ACK, bytes(min(MSS, talk.line.edge - talk.guest.position)))
+    talk.guest.loses_everything()
+    talk.guest.sends(RST, at=talk.guest.position + 1)
+    assert talk.flow.guest_state is G.ESTABLISHED
+    talk.guest.sends(RST)
+    assert talk.host.socket.was_reset
+
+
+def test_nothing_is_said_to_a_guest_that_is_gone() -> None:
+    """After its reset, whatever still arrives in the same turn is not answered."""
+    talk = Conversation.open()
+    with talk.turn():
+        talk.guest.sends(RST)
+        talk.guest.sends(PSH | ACK, b"hello", at=0)
+        talk.guest.sends(FIN | ACK, at=5)
+    talk.guest.gets_nothing()
+    assert talk.host.received == b""
+
+
+def test_a_failure_told_twice_is_told_once() -> None:
+    """The poller may report an error on reading and on writing in the same turn."""
+    talk = Conversation.open()
+    with talk.turn():
+        talk.host.fails()
+        talk.host.fails()
+    talk.guest.gets(RST | ACK)
+    talk.guest.gets_nothing()
+    talk.assert_over()
