@@ -17,7 +17,7 @@ Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
 
 
 class Handler(Protocol):
-    """Who is told. Errors and hang-ups are reported as both readable and writable."""
+    """Who is told. Errors and hang-ups are reported as whatever was asked for."""
 
     def on_readable(self, now: float) -> None: ...
 

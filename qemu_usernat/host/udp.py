@@ -79,7 +79,7 @@ class HostUdp:
             self._read_errors(sock)
 
     def on_writable(self, now: float) -> None:
-        """Not asked for; reported with errors, which `on_readable` has dealt with."""
+        """Never asked for: a datagram that finds no room is dropped."""
 
     def _read_errors(self, sock: socket.socket) -> None:
         if not _LINUX:

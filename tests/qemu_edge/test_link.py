@@ -1,0 +1,161 @@
+"""A link over a real socket pair: QEMU's stream on one end, a switch on the other."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from qemu_usernat.lan.port import STALLED_AT
+from qemu_usernat.lan.switch import Switch
+from qemu_usernat.poller import Poller
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.qemu.link import Link
+
+GATEWAY = b"\x52\x55\x0a\0\2\2"
+GUEST = b"\x52\x54\0\0\0\1"
+FRAME = GATEWAY + GUEST + b"\x88\xb5" + b"hello".ljust(46, b"\0")
+
+
+def framed(frame: bytes) -> bytes:
+    return len(frame).to_bytes(4, "big") + frame
+
+
+class Room:
+    """A QEMU's end of the socket, the link, and what the gateway heard."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.poller = Poller()
+        self.heard: list[bytes] = []
+        self.closed: list[str] = []
+        self.switch = Switch(GATEWAY, lambda frame, now: self.heard.append(bytes(frame)),
+                             self.counters)  # fmt: skip
+        self.qemu, ours = socket.socketpair()
+        ours.setblocking(False)
+        self.link = Link(ours, "vm", self.switch, self.poller, self.counters, self._on_close)
+
+    def _on_close(self, link: Link, reason: str) -> None:
+        assert link is self.link
+        self.closed.append(reason)
+
+    def turn(self) -> bool:
+        ready = self.poller.wait()
+        self.poller.dispatch(ready, 1.0)
+        return bool(ready)
+
+    def queue(self, *frames: bytes) -> None:
+        for frame in frames:
+            self.link.port.send(framed(frame))
+        self.link.transmit()
+
+    def close(self) -> None:
+        self.qemu.close()
+        self.link.close("the test ends")
+        self.poller.close()
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    room = Room()
+    yield room
+    room.close()
+
+
+def test_frames_reach_the_switch(room: Room) -> None:
+    """What QEMU writes is what the gateway gets, and where its guest is is known now."""
+    room.qemu.sendall(framed(FRAME) * 3)
+    assert room.turn()
+    assert room.heard == [FRAME] * 3
+    assert room.switch.port_of(GUEST) is room.link.port
+
+
+def test_what_is_queued_reaches_qemu(room: Room) -> None:
+    """Frames in their order, and the account of the queue is even afterwards."""
+    frames = [bytes([n]) * (60 + n) for n in range(100)]
+    room.queue(*frames)
+    assert room.qemu.recv(1 << 20) == b"".join(map(framed, frames))
+    assert (room.link.port.outbox, room.link.port.queued) == ([], 0)
+    assert not room.turn()
+
+
+def test_a_qemu_that_reads_slowly_gets_every_byte(room: Room) -> None:
+    """Writes are cut wherever the socket is full, between frames or within, by thousands."""
+    frames = [bytes([n % 251]) * (60 + 37 * n % 900) for n in range(3000)]
+    expected = b"".join(map(framed, frames))
+    room.qemu.setblocking(False)
+    room.queue(*frames)
+    assert room.link.port.queued > 0
+    received = b""
+    while len(received) < len(expected):
+        received += room.qemu.recv(10_007)
+        room.turn()
+        port = room.link.port
+        assert port.queued == sum(map(len, port.outbox))
+    assert received == expected
+    assert not room.turn(), "a link with nothing to write must not be woken for it"
+
+
+def test_a_stopped_qemu_costs_no_turns(room: Room) -> None:
+    """While QEMU does not read nothing is ready, however much is queued."""
+    room.queue(*[bytes(60000)] * 20)
+    assert room.link.port.queued >= STALLED_AT
+    assert room.link.port.stalled()
+    assert not room.turn()
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        (b"\0\0\0\0", "link.frame_empty"),
+        (b"\0\0\0\x05hello", "link.frame_too_short"),
+        (b"GET / HTTP/1.0\r\n\r\n", "link.frame_too_long"),
+    ],
+)
+def test_who_is_no_qemu_is_shown_out(room: Room, octets: bytes, reason: str) -> None:
+    """The connection ends with a counted reason; frames before it were heard."""
+    room.qemu.sendall(framed(FRAME) + octets)
+    room.turn()
+    assert room.heard == [FRAME]
+    assert room.counters[reason] == 1
+    (told,) = room.closed
+    assert reason in told
+    assert room.qemu.recv(10) == b""
+    assert room.switch.ports == []
+    assert not room.turn()
+
+
+def test_a_qemu_that_ends_is_detached(room: Room) -> None:
+    """Its port is gone, its address is nowhere, and the owner is told once."""
+    room.qemu.sendall(framed(FRAME))
+    room.turn()
+    room.qemu.close()
+    room.turn()
+    assert room.closed == ["QEMU closed the connection"]
+    assert room.switch.ports == []
+    assert room.switch.port_of(GUEST) is None
+    room.link.close("again")
+    assert len(room.closed) == 1
+
+
+def test_a_qemu_that_is_killed_while_we_write(room: Room) -> None:
+    """A broken pipe ends the link, not the server."""
+    room.qemu.close()
+    room.queue(FRAME)
+    assert len(room.closed) == 1
+    assert (room.link.port.outbox, room.link.port.queued) == ([], 0)
+    room.link.on_readable(1.0)
+    room.link.on_writable(1.0)
+
+
+def test_a_queue_of_more_buffers_than_one_call_takes(room: Room) -> None:
+    """The system limits the pieces of one write; nobody notices."""
+    room.qemu.setblocking(False)
+    pieces = [b"\0\0\0\x3c" + bytes(30), bytes(30)] * 1500
+    room.link.port.outbox.extend(pieces)
+    room.link.port.queued = sum(map(len, pieces))
+    room.link.transmit()
+    received = b""
+    while len(received) < 1500 * 64:
+        received += room.qemu.recv(1 << 20)
+        room.turn()
+    assert received == b"".join(pieces)

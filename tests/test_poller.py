@@ -1,0 +1,128 @@
+"""The poller over real sockets: who is told of what, and when it is silent."""
+
+import selectors
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from qemu_usernat.poller import Poller
+
+
+class Handler:
+    """Notes what it is told; may do something about it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float]] = []
+
+    def on_readable(self, now: float) -> None:
+        self.told.append(("readable", now))
+
+    def on_writable(self, now: float) -> None:
+        self.told.append(("writable", now))
+
+
+@pytest.fixture
+def poller() -> Iterator[Poller]:
+    poller = Poller()
+    yield poller
+    poller.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    with one, other:
+        yield one, other
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+def is_ready(poller: Poller) -> bool:
+    """Whether trio would wake for it now."""
+    with selectors.DefaultSelector() as outer:
+        outer.register(poller.fileno(), selectors.EVENT_READ)
+        return bool(outer.select(0))
+
+
+def turn(poller: Poller, now: float) -> None:
+    poller.dispatch(poller.wait(), now)
+
+
+def test_a_ready_socket_wakes_its_handler(poller: Poller, pair: Pair) -> None:
+    """Its handler is told once a round, with the time of the round."""
+    handler = Handler()
+    poller.watch(pair[0], handler, read=True)
+    assert not is_ready(poller)
+    assert not poller.wait()
+    pair[1].send(b"x")
+    assert is_ready(poller)
+    turn(poller, 2.0)
+    assert handler.told == [("readable", 2.0)]
+
+
+def test_only_what_was_asked_for_is_told(poller: Poller, pair: Pair) -> None:
+    """Readiness to write is not told to whoever waits to read, until that changes."""
+    handler = Handler()
+    poller.watch(pair[0], handler, read=True)
+    pair[1].send(b"x")
+    poller.change(pair[0], write=True)
+    turn(poller, 1.0)
+    poller.change(pair[0], read=True, write=True)
+    turn(poller, 2.0)
+    assert handler.told == [("writable", 1.0), ("readable", 2.0), ("writable", 2.0)]
+
+
+def test_the_forgotten_are_told_nothing(poller: Poller, pair: Pair) -> None:
+    """After that the poller is idle: it wakes nobody."""
+    handler = Handler()
+    poller.watch(pair[0], handler, read=True, write=True)
+    poller.forget(pair[0])
+    pair[1].send(b"x")
+    assert not is_ready(poller)
+    assert not poller.wait()
+    assert handler.told == []
+
+
+@pytest.mark.parametrize("asked", ["readable", "writable"])
+def test_a_hang_up_is_told_as_what_was_asked_for(poller: Poller, pair: Pair, asked: str) -> None:
+    """Whichever of the two a handler waits for, it hears that the other end is gone."""
+    handler = Handler()
+    poller.watch(pair[0], handler, read=asked == "readable", write=asked == "writable")
+    while asked == "writable":  # until only the end of the other can make it ready
+        try:
+            pair[0].send(bytes(65536))
+        except BlockingIOError:
+            break
+    pair[1].close()
+    turn(poller, 1.0)
+    assert handler.told == [(asked, 1.0)]
+
+
+def test_a_handler_may_forget_others_in_the_middle_of_a_round(poller: Poller, pair: Pair) -> None:
+    """Sockets that are ready together may end each other."""
+    told: list[Handler] = []
+
+    class Ender(Handler):
+        def on_readable(self, now: float) -> None:
+            if not told:
+                poller.forget(pair[0])
+                poller.forget(pair[1])
+            told.append(self)
+
+    for sock in pair:
+        poller.watch(sock, Ender(), read=True)
+        sock.send(b"x")
+    turn(poller, 1.0)
+    assert told
+    assert not poller.wait()
+
+
+def test_waiting_ends_with_the_first_that_is_ready(poller: Poller, pair: Pair) -> None:
+    """Patience is for when there is nothing: it is not spent where there is something."""
+    poller.watch(pair[0], Handler(), read=True)
+    pair[1].send(b"x")
+    ((key, events),) = poller.wait(patience=60.0)
+    assert (key.fileobj, events) == (pair[0], selectors.EVENT_READ)
