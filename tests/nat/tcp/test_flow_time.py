@@ -1,0 +1,167 @@
+"""What time does to a connection: repetition, giving up, keepalives."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.flow import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
+from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.primitives.time import HOUR, MINUTE
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from tests.nat.tcp.conversation import MSS, Conversation, in_state
+
+G, H = GuestState, HostState
+
+
+def test_a_lost_segment_is_repeated() -> None:
+    """RFC 6298: after a second at first, for nothing has been measured."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    talk.guest.loses_everything()
+    talk.advance(0.99)
+    talk.guest.gets_nothing()
+    talk.advance(0.02)
+    talk.guest.gets(PSH | ACK, b"hello", at=0)
+    assert talk.counters["tcp.retransmission_timeout"] == 1
+
+
+def test_a_measured_guest_is_repeated_to_sooner() -> None:
+    """A wire of a millisecond needs no second."""
+    talk = Conversation.open()
+    for _ in range(20):
+        talk.host.says(b"tick")
+        talk.guest.gets()
+        talk.advance(0.001)
+        talk.guest.sends(ACK)
+    talk.host.says(b"tock")
+    talk.guest.gets()
+    talk.advance(0.21)
+    talk.guest.gets(PSH | ACK, b"tock")
+
+
+def test_a_dead_guest_is_given_up_and_both_sides_are_told() -> None:
+    """RFC 9293, 3.8.3: after R2, at least 100 s; the repetitions grow rarer up to a minute."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    talk.guest.loses_everything()
+    talk.advance(100)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+    talk.advance(20 * MINUTE)
+    sent = talk.guest.loses_everything()
+    assert [segment.payload for segment in sent[:-1]] == [b"hello"] * (len(sent) - 1)
+    assert len(sent) < 20
+    assert sent[-1].flags == RST | ACK
+    assert talk.host.socket.was_reset
+    talk.assert_over()
+
+
+@pytest.mark.parametrize("state", [G.FIN_WAIT_1, G.CLOSING, G.LAST_ACK])
+def test_a_fin_that_nothing_answers_is_given_up(state: GuestState) -> None:
+    """Every flow ends, also that of a guest that was switched off."""
+    talk = in_state(state)
+    talk.advance(30 * MINUTE)
+    sent = talk.guest.loses_everything()
+    assert [segment.flags for segment in sent[:-1]] == [FIN | ACK] * (len(sent) - 1)
+    assert len(sent) > 3
+    talk.assert_over()
+
+
+def test_a_lost_segment_in_a_stream_is_repeated_at_once() -> None:
+    """RFC 5681, 3.2: three duplicate ACKs, no timer, and only what is missing."""
+    talk = Conversation.open()
+    talk.host.says(bytes(10 * MSS))
+    segments = talk.guest.loses_everything()
+    assert len(segments) == 10
+    talk.guest.expects = MSS
+    for _ in range(4):
+        talk.guest.sends(ACK)
+    talk.guest.gets(ACK, bytes(MSS), at=MSS)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.fast_retransmit"] == 1
+    talk.guest.expects = 10 * MSS
+    talk.guest.sends(ACK)
+    talk.advance(60)
+    talk.guest.gets_nothing()
+
+
+def test_two_lost_segments_in_a_stream() -> None:
+    """RFC 6582: the partial acknowledgment names the second hole."""
+    talk = Conversation.open()
+    talk.host.says(bytes(10 * MSS))
+    talk.guest.loses_everything()
+    talk.guest.expects = 0
+    for _ in range(3):
+        talk.guest.sends(ACK)
+    talk.guest.gets(ACK, at=0)
+    talk.guest.expects = 5 * MSS
+    talk.guest.sends(ACK)
+    talk.guest.gets(ACK, bytes(MSS), at=5 * MSS)
+    talk.guest.gets_nothing()
+
+
+def test_data_with_the_same_ack_is_no_duplicate() -> None:
+    """RFC 5681, 2: a guest that talks while we do has lost nothing."""
+    talk = Conversation.open()
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    for _ in range(6):
+        talk.guest.sends(PSH | ACK, b"tick", ack=0)
+    assert all(not segment.payload for segment in talk.guest.loses_everything())
+
+
+def test_an_idle_connection_lives() -> None:
+    """RFC 5382, REQ-5: 2 h 4 min at least; a guest that answers is kept for ever."""
+    talk = Conversation.open()
+    for _ in range(12):
+        talk.advance(2 * HOUR + 1)
+        probe = talk.guest.gets(ACK, b"", at=-1, ack=0)
+        assert probe.window
+        talk.guest.gets_nothing()
+        talk.guest.sends(ACK)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+
+
+def test_a_connection_that_speaks_is_not_probed() -> None:
+    """Keepalives begin two hours after the last word."""
+    talk = Conversation.open()
+    for _ in range(10):
+        talk.advance(KEEPALIVE_IDLE - 1)
+        talk.guest.sends(PSH | ACK, b"x")
+        talk.advance(0.5)
+        assert all(segment.at == 0 for segment in talk.guest.loses_everything())
+
+
+def test_a_guest_that_is_gone_is_found() -> None:
+    """2 h and nine probes, then both sides are told."""
+    talk = Conversation.open()
+    talk.advance(2 * HOUR + 4 * MINUTE)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+    talk.advance(KEEPALIVE_INTERVAL * KEEPALIVE_PROBES)
+    sent = talk.guest.loses_everything()
+    assert len(sent) == KEEPALIVE_PROBES + 1
+    assert sent[-1].flags == RST | ACK
+    assert talk.host.socket.was_reset
+    talk.assert_over()
+
+
+@pytest.mark.parametrize("state", [G.CLOSE_WAIT, G.FIN_WAIT_2])
+def test_a_half_closed_guest_that_is_gone_is_found(state: GuestState) -> None:
+    """The half that is open would otherwise be kept for ever."""
+    talk = in_state(state)
+    talk.advance(3 * HOUR)
+    assert talk.guest.loses_everything()[-1].flags == RST | ACK
+    assert talk.host.socket.was_reset
+    talk.assert_over()
+
+
+@pytest.mark.parametrize("state", GuestState)
+def test_an_alarm_that_rings_early_does_nothing(state: GuestState) -> None:
+    """The owner's alarms may: deadlines move away under them."""
+    if state in (G.CLOSED, G.RESET):
+        return
+    talk = in_state(state)
+    deadline = talk.flow.deadline()
+    assert deadline > talk.now
+    talk.flow.on_deadline(talk.now)
+    talk.end_turn()
+    talk.guest.gets_nothing()
+    assert talk.flow.deadline() == deadline
+    assert talk.flow.guest_state is state

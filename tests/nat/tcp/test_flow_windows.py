@@ -1,0 +1,239 @@
+"""Back-pressure from end to end: closed windows, their probes, and their opening again."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL, ROUNDING_ROOM
+from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from tests.nat.tcp.conversation import MSS, Conversation
+
+G, H = GuestState, HostState
+
+
+def fill(talk: Conversation) -> int:
+    """The guest sends until our window is closed; how much that was."""
+    while (room := talk.line.edge - talk.guest.position) > 0:
+        talk.guest.sends(ACK, bytes(min(MSS, room)))
+    talk.guest.loses_everything()
+    return talk.guest.position
+
+
+# -- the server does not read
+
+
+def test_a_server_that_does_not_read_closes_the_guests_window() -> None:
+    """Nothing is dropped: what was advertised is kept, and then no more is advertised."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    assert CAPACITY_INITIAL <= sent <= CAPACITY_INITIAL + ROUNDING_ROOM
+    assert talk.flow.receiver.queued == sent
+    talk.host.takes(1 << 30)
+    assert len(talk.host.received) == sent
+
+
+def test_a_probe_of_our_closed_window_is_answered_and_costs_nothing() -> None:
+    """RFC 9293, 3.8.6.1: an octet beyond, or none below; the answer is the window, still closed."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.guest.sends(ACK, b"?", at=sent)
+    assert talk.guest.gets(ACK, ack=sent).window == 0
+    talk.guest.sends(ACK, at=sent - 1)
+    assert talk.guest.gets(ACK, ack=sent).window == 0
+    assert talk.flow.receiver.queued == sent
+
+
+def test_an_ack_in_a_closed_window_is_heard() -> None:
+    """RFC 9293, 3.10.7.4: the other direction goes on."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.host.says(b"hello")
+    talk.guest.gets(PSH | ACK, b"hello")
+    talk.guest.sends(ACK, b"?", at=sent)
+    assert not talk.flow.sender.in_flight
+
+
+def test_a_fin_behind_an_octet_that_a_closed_window_refuses_is_refused() -> None:
+    """The FIN of a probe stands behind the octet."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.guest.sends(FIN | ACK, b"?", at=sent)
+    assert talk.guest.gets(ACK, ack=sent).window == 0
+    assert talk.flow.guest_state is G.ESTABLISHED
+    talk.guest.sends(FIN | ACK, at=sent)
+    talk.guest.gets(ACK, ack=sent + 1)
+    assert talk.flow.guest_state is G.CLOSE_WAIT
+
+
+def test_our_window_opens_when_the_server_reads_again() -> None:
+    """An update goes by itself: the guest would otherwise wait for its probe."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.host.takes(MSS)
+    talk.guest.gets_nothing()
+    talk.host.takes(100_000)
+    update = talk.guest.gets(ACK, ack=sent)
+    assert update.window >= 2 * MSS
+    talk.guest.gets_nothing()
+
+
+def test_a_lost_window_update_is_found_by_the_guests_probe() -> None:
+    """The answer to a probe carries the window of the day."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.host.takes(1 << 30)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, at=sent - 1)
+    assert talk.guest.gets(ACK, ack=sent).window > MSS
+
+
+def test_half_a_segment_is_not_offered() -> None:
+    """passt cf1925f: silly windows would have the guest send silly segments."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.host.takes(MSS // 2)
+    talk.guest.sends(ACK, at=sent - 1)
+    assert talk.guest.gets(ACK).window == 0
+
+
+# -- the guest does not read
+
+
+def test_a_closed_window_stops_the_reading_of_the_host() -> None:
+    """passt a8f4fc4: or the loop would spin on a readable socket."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 3000)
+    talk.guest.gets(PSH | ACK, b"a" * 1000)
+    assert not talk.host.socket.reading
+    talk.guest.sends(ACK, window=0)
+    talk.guest.gets_nothing()
+    assert not talk.host.socket.reading
+    assert len(talk.host.socket.incoming) == 2000
+
+
+def test_a_closed_window_is_probed_until_it_opens() -> None:
+    """passt 90f91fe: for as long as the guest answers, however long that is; RFC 9293, 3.8.6.1."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1500)
+    talk.guest.gets(PSH | ACK)
+    talk.guest.sends(ACK, window=0)
+    for _ in range(60):
+        talk.advance(61)
+        probes = talk.guest.loses_everything()
+        assert probes, "no probe for a minute"
+        assert all(probe.at == 999 and not probe.payload for probe in probes)
+        talk.guest.sends(ACK)
+        assert talk.states == (G.ESTABLISHED, H.OPEN)
+    talk.guest.sends(ACK, window=1000)
+    talk.guest.gets(PSH | ACK, b"a" * 500, at=1000)
+
+
+def test_a_guest_that_answers_no_probe_is_given_up() -> None:
+    """RFC 9293, 3.8.3: R2, and both sides are told."""
+    talk = Conversation.open(window=0, scale=0)
+    talk.host.says(b"hello")
+    talk.advance(90)
+    assert not talk.flow.finished
+    talk.advance(1800)
+    assert talk.guest.loses_everything()[-1].flags == RST | ACK
+    assert talk.host.socket.was_reset
+    assert talk.counters["tcp.gave_up"] == 1
+    talk.assert_over()
+
+
+def test_a_window_closed_from_the_start() -> None:
+    """The handshake's ACK says zero; the server's first words wait and are asked for."""
+    talk = Conversation(window=0)
+    talk.host.connects()
+    talk.guest.gets()
+    talk.host.says(b"hello")
+    talk.guest.sends(ACK)
+    talk.guest.gets_nothing()
+    talk.advance(1.1)
+    talk.guest.gets(ACK, b"", at=-1)
+    talk.guest.sends(ACK, window=1 << 10)
+    talk.guest.gets(PSH | ACK, b"hello")
+
+
+def test_nothing_waits_so_nothing_is_probed() -> None:
+    """A closed window with nothing to send is nobody's business."""
+    talk = Conversation.open(window=0)
+    talk.advance(600)
+    talk.guest.gets_nothing()
+
+
+def test_the_servers_end_passes_a_closed_window() -> None:
+    """A FIN needs no room; it is repeated like any other."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1000)
+    talk.guest.gets(PSH | ACK)
+    talk.guest.sends(ACK, window=0)
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK, at=1000)
+    talk.guest.sends(ACK)
+    assert talk.flow.guest_state is G.FIN_WAIT_2
+
+
+def test_the_servers_end_waits_behind_what_a_closed_window_keeps() -> None:
+    """The octets first."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1500)
+    talk.host.ends()
+    talk.guest.gets(PSH | ACK, b"a" * 1000)
+    talk.guest.sends(ACK, window=0)
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, window=5000)
+    talk.guest.gets(PSH | ACK, b"a" * 500, at=1000)
+    talk.guest.gets(FIN | ACK, at=1500)
+
+
+def test_a_shrunk_window_is_survived() -> None:
+    """passt e86d480, 25f9354: what the guest threw away is repeated when there is room again."""
+    talk = Conversation.open(window=8000, scale=0)
+    octets = bytes(range(200)) * 40
+    talk.host.says(octets)
+    talk.guest.loses_everything()
+    talk.guest.expects = MSS
+    talk.guest.sends(ACK, window=0)
+    talk.guest.gets_nothing()
+    talk.advance(10)
+    tries = talk.guest.loses_everything()
+    assert tries, "nobody asks the guest"
+    assert {segment.at for segment in tries} == {MSS}, "more than one segment into no window"
+    talk.guest.sends(ACK, window=8000)
+    stream = octets[:MSS]
+    for _ in range(20):
+        talk.advance(1)
+        stream += talk.guest.gets_stream()
+        talk.guest.sends(ACK)
+    assert stream == octets
+
+
+def test_a_window_shrunk_below_what_is_read_keeps_new_octets_back() -> None:
+    """Nothing new is sent beyond it, and it is all sent later."""
+    talk = Conversation.open(window=4000, scale=0)
+    talk.host.says(b"a" * 3000)
+    talk.guest.loses_everything()
+    talk.guest.expects = 3000
+    talk.guest.sends(ACK, window=100)
+    talk.host.says(b"b" * 3000)
+    talk.guest.gets(PSH | ACK, b"b" * 100, at=3000)
+    talk.guest.gets_nothing()
+
+
+@pytest.mark.parametrize("window", [1, 50, 87, MSS])
+def test_a_guest_with_a_tiny_buffer_gets_everything(window: int) -> None:
+    """Slowly, an ACK at a time."""
+    talk = Conversation.open(window=window, scale=0)
+    talk.host.says(bytes(range(200)))
+    stream = b""
+    while talk.line.segments:
+        stream += talk.guest.gets_stream()
+        talk.guest.sends(ACK)
+    assert stream == bytes(range(200))
