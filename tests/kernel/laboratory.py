@@ -1,0 +1,176 @@
+"""What the kernel tests share: servers under test, guests on them, and streams between two ends.
+
+A test says ``lab.guest(mtu=1500)`` and gets a Linux kernel behind a server that really runs;
+``lab.pair(guest)`` is one TCP connection, held at both ends.
+"""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from attrs import define, field
+
+from qemu_usernat.testing.namespace import SOCKET_TIMEOUT, NamespaceGuest, connect_unix
+from qemu_usernat.testing.relay import Harm, Relay
+
+HOST = "127.0.0.1"
+GATEWAY = "10.0.2.2"  # with --host-loopback, the guest's name for the host's 127.0.0.1
+GUEST = "10.0.2.15/24"
+MIB = 1 << 20
+CHUNK = 256 * 1024  # bytes written or read in one call
+
+
+def some_octets(count: int) -> bytes:
+    """Octets that repeat nowhere, the same ones in every run."""
+    return random.Random("octets").randbytes(count)
+
+
+def until(condition: Callable[[], bool], what: str, limit: float = 10.0) -> None:
+    """Wait for something that another process does, looking often; AssertionError at `limit`."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"not within {limit} s: {what}"
+        time.sleep(0.005)
+
+
+def carry(octets: bytes, source: socket.socket, sink: socket.socket) -> float:
+    """Send `octets` and the end from `source` to `sink`, see them arrive; bytes per second."""
+
+    def send() -> None:
+        view = memoryview(octets)
+        for start in range(0, len(octets), CHUNK):
+            source.sendall(view[start : start + CHUNK])
+        source.shutdown(socket.SHUT_WR)
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(send)
+        received, digest = 0, hashlib.sha256()
+        buffer = memoryview(bytearray(CHUNK))
+        while count := sink.recv_into(buffer):
+            digest.update(buffer[:count])
+            received += count
+        sending.result()
+    took = time.monotonic() - started
+    assert (received, digest.digest()) == (len(octets), hashlib.sha256(octets).digest())
+    return received / took
+
+
+def listen(backlog: int = 512) -> socket.socket:
+    """A TCP server on the host's loopback."""
+    server = socket.create_server((HOST, 0), backlog=backlog)
+    server.settimeout(SOCKET_TIMEOUT)
+    return server
+
+
+def closed_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of the host's loopback where nobody listens."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@define(eq=False)
+class ServerProcess:
+    """``qemu-usernat serve`` on a unix socket; ended, and looked over, by `end`."""
+
+    folder: Path
+    mtu: int
+    options: tuple[str, ...] = ()
+    process: "subprocess.Popen[bytes]" = field(init=False)
+
+    @property
+    def path(self) -> Path:
+        """Where it listens."""
+        return self.folder / "server.sock"
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        serve = [sys.executable, "-m", "qemu_usernat", "serve", "--host-loopback"]
+        with (self.folder / "server.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*serve, "--listen", f"unix:{self.path}", "--mtu", str(self.mtu), *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline(), self.words()
+
+    def end(self) -> None:
+        """It ends when it is told to, and has nothing to complain of."""
+        with self.process:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                status = self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                raise
+        assert (status, "Traceback" in self.words()) == (0, False), self.words()
+
+    def words(self) -> str:
+        """Its log."""
+        return (self.folder / "server.log").read_text()
+
+    def descriptors(self) -> int:
+        """How many it holds."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208
+
+    def resident(self) -> int:
+        """Its memory in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def processor_time(self) -> float:
+        """Seconds of processor time that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@define(eq=False)
+class Laboratory:
+    """What one test starts; all of it ends with the test."""
+
+    ends: ExitStack
+    server: Callable[[int], ServerProcess]
+    """The server for an MTU, shared by all tests."""
+    own_server: Callable[..., ServerProcess]
+    """A server for this test alone: (mtu, *options)."""
+
+    def guest(
+        self,
+        mtu: int = 65520,
+        address: str | None = GUEST,
+        server: ServerProcess | None = None,
+    ) -> NamespaceGuest:
+        """A guest on a clean wire."""
+        wire = connect_unix((server or self.server(mtu)).path)
+        return self.ends.enter_context(NamespaceGuest(wire, mtu, address))
+
+    def harmed_guest(self, mtu: int, harm: Harm, seed: int = 1) -> tuple[NamespaceGuest, Relay]:
+        """A guest whose wire does the same harm both ways."""
+        ours, theirs = socket.socketpair()
+        server = connect_unix(self.server(mtu).path)
+        relay = Relay(theirs, server, to_host=harm, to_guest=harm, seed=seed)
+        self.ends.enter_context(relay)
+        return self.ends.enter_context(NamespaceGuest(ours, mtu)), relay
+
+    def pair(self, guest: NamespaceGuest) -> tuple[socket.socket, socket.socket]:
+        """One connection from the guest to a server on the host: (guest's end, host's end)."""
+        with listen() as server:
+            ours = self.ends.enter_context(guest.connect((GATEWAY, server.getsockname()[1])))
+            theirs, _ = server.accept()
+        theirs.settimeout(SOCKET_TIMEOUT)
+        return ours, self.ends.enter_context(theirs)
