@@ -5,7 +5,6 @@ with ``await nursery.start(…)``, which returns the port, and ends with its nur
 """
 
 import hashlib
-import math
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,6 +25,7 @@ HOST = "127.0.0.1"
 CHUNK = 1 << 20  # bytes; large content repeats one random block of this size
 READ_SIZE = 65_536  # bytes
 TTL = 60  # seconds
+MAX_MESSAGE = 65_535  # bytes; RFC 1035, 4.2.2
 CONTENT = random.Random("any bytes, but the same ones in every run").randbytes(CHUNK)
 GREETING = b"hello from the host\n"
 
@@ -114,7 +114,7 @@ async def name_server(
     answer that does not fit is truncated (RFC 1035, 4.2.1).
     """
 
-    def answer(query: bytes, limit: float) -> bytes:
+    def answer(query: bytes, limit: int) -> bytes:
         question = dns.message.from_wire(query)
         response = dns.message.make_response(question)
         response.flags |= dns.flags.RA
@@ -126,19 +126,14 @@ async def name_server(
             kind = "A" if value.replace(".", "").isdigit() else "TXT"
             if question.question[0].rdtype == dns.rdatatype.from_text(kind):
                 response.answer.append(dns.rrset.from_text(name, TTL, "IN", kind, value))
-        wire = response.to_wire()
-        if len(wire) > limit:
-            response.answer.clear()
-            response.flags |= dns.flags.TC
-            wire = response.to_wire()
-        return wire
+        return response.to_wire(max_size=limit, prefer_truncation=True)
 
     async def over_tcp(stream: trio.abc.Stream) -> None:
         received = bytearray()
         while data := await stream.receive_some(READ_SIZE):
             received += data
             while len(received) >= 2 + (length := int.from_bytes(received[:2], "big")) > 2:
-                wire = answer(bytes(received[2 : 2 + length]), math.inf)
+                wire = answer(bytes(received[2 : 2 + length]), MAX_MESSAGE)
                 del received[: 2 + length]
                 await stream.send_all(len(wire).to_bytes(2, "big") + wire)
 
