@@ -76,6 +76,9 @@ DNS_PORT = 53  # RFC 1035, 4.2
 _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
+FLOWS_MAXIMUM = 65536
+"""TCP flows at once; beyond it new ones are refused. A flow that moves nothing costs some 10 KiB."""
+
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
 
@@ -379,7 +382,10 @@ class Router:
         self.flows[key] = flow
         self.touch(flow)
         destination, port = packet.destination, syn.destination_port
-        if destination in self._own and port == DNS_PORT:
+        if len(self.flows) > FLOWS_MAXIMUM:
+            self.counters.count("tcp.flows_full")
+            flow.on_host_failed(None, now)
+        elif destination in self._own and port == DNS_PORT:
             DnsService(flow, self.dns, self.touch, now)
         elif destination in self._own and destination not in self._outward:
             flow.on_host_failed(None, now)

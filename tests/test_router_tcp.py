@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from qemu_usernat import router
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
@@ -138,6 +139,19 @@ def test_without_descriptors_new_connections_are_refused_and_old_ones_go_on(
     guest.sends(connection.segment(ACK | PSH, b"still here"))
     assert connection.server.received == b"still here"
     assert list(network.router.flows) == [connection.key]
+
+
+def test_connections_have_a_limit(
+    network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that opens connections without end is refused; those it has go on."""
+    monkeypatch.setattr(router, "FLOWS_MAXIMUM", 1)
+    connection = guest.connects()
+    guest.sends(guest.segment(40001, SERVER, 80, SYN, 1000))
+    assert guest.hears_one().tcp.flags == RST | ACK
+    assert network.counters["tcp.flows_full"] == 1
+    guest.sends(connection.segment(ACK | PSH, b"still here"))
+    assert connection.server.received == b"still here"
 
 
 def test_five_hundred_black_holes_do_not_delay_the_one_that_answers(
