@@ -47,5 +47,5 @@ def guest(image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     yield guest
     guest.token.run_sync_soon(done.set)
     home.join()
-    if not handed.empty():
-        raise RuntimeError("the guest did not end well") from handed.get()
+    if not handed.empty() and isinstance(error := handed.get(), BaseException):
+        raise error
