@@ -77,7 +77,7 @@ _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
 FLOWS_MAXIMUM = 65536
-"""TCP flows at once; beyond it new ones are refused. A flow that moves nothing costs some 10 KiB."""
+"""TCP flows at once; beyond it new ones are refused. An idle one costs some 10 KiB."""
 
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
