@@ -300,10 +300,13 @@ class TcpFlow:
         """Step seventh: the octets of the segment, and when to acknowledge them."""
         receiver = self.receiver
         gap = bool(receiver.out_of_order)
-        if not receiver.accept(sequence, payload, length) or gap:
-            # A gap, its filling or a duplicate is acknowledged at once (RFC 5681, 4.2).
+        if not receiver.accept(sequence, payload, length):
+            # Each is answered by an ACK of its own: the guest counts three of them before it
+            # repeats what was lost, and waits for its timer otherwise (RFC 5681, 3.2 and 4.2).
             self.counters.count("tcp.out_of_order")
-            self._ack_now = True
+            self._send_ack()
+        elif gap:
+            self._ack_now = True  # the filling of a gap, at once: RFC 5681, 4.2
         elif flags & PSH and length < receiver.maximum_segment_size and self._ack_at == NEVER:
             self._ack_at = now + DELAYED_ACK
         else:

@@ -29,7 +29,8 @@ CAPACITY_MAXIMUM = 4096 * KIB
 # cannot hold more than the initial one.
 
 OUT_OF_ORDER_RUNS = 512
-"""Separate runs kept at once: bounds the objects that tiny segments can cost."""
+"""Separate runs kept at once, each as long as it may be: bounds the objects that tiny segments
+can cost. Only what arrives backwards makes many."""
 
 ROUNDING_ROOM = 64 * KIB
 """How far rounding up to the scale may carry the right edge beyond the capacity."""
@@ -59,7 +60,7 @@ class Receiver:
     arrived_length: int = 0
     backlog: bytearray = field(factory=bytearray)
     """What the host did not take in earlier turns."""
-    out_of_order: list[tuple[int, bytes]] = field(factory=list)
+    out_of_order: list[tuple[int, bytearray]] = field(factory=list)
     """(position, octets), sorted, not overlapping, all beyond `position`."""
     delivered_since_growth: int = 0
 
@@ -143,10 +144,14 @@ class Receiver:
         while cursor < end:
             gap_end = min(end, runs[index][0]) if index < len(runs) else end
             if gap_end > cursor:
-                if len(runs) >= OUT_OF_ORDER_RUNS:
+                piece = view[cursor - start : gap_end - start]
+                if index and runs[index - 1][0] + len(runs[index - 1][1]) == cursor:
+                    runs[index - 1][1].extend(piece)  # segments after a gap are one run
+                elif len(runs) < OUT_OF_ORDER_RUNS:
+                    runs.insert(index, (cursor, bytearray(piece)))
+                    index += 1
+                else:
                     return
-                runs.insert(index, (cursor, bytes(view[cursor - start : gap_end - start])))
-                index += 1
                 cursor = gap_end
             if index < len(runs) and cursor >= runs[index][0]:
                 cursor = max(cursor, runs[index][0] + len(runs[index][1]))
