@@ -70,7 +70,10 @@ def running(
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            ["env", *given, str(script)], stdin=theirs, stdout=theirs, start_new_session=True
+            ["env", *given, str(script)],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            start_new_session=True,
         )
     try:
         yield ours, process
