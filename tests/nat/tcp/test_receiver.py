@@ -117,6 +117,19 @@ def test_a_fin_that_lies_behind_is_no_fin() -> None:
     assert receiver.fin_position is None
 
 
+def test_octets_that_came_early_and_lie_behind_the_fin_are_forgotten() -> None:
+    """The stream ends where the guest has said so, whatever it had sent before."""
+    receiver, server = receiver_at(0), Server()
+    accept(receiver, 0, 5, b"567890")
+    accept(receiver, 0, 20, b"far")
+    assert not receiver.finish(add(1, 8))
+    accept(receiver, 0, 0, b"01234")
+    assert receiver.consume_fin()
+    receiver.drain(server.send)
+    assert server.received == b"01234567"
+    assert not receiver.out_of_order
+
+
 def test_octets_beyond_the_window_are_cut_off() -> None:
     """What was advertised is accepted to the last octet, and not one more."""
     receiver, server = receiver_at(0), Server()

@@ -283,8 +283,23 @@ def test_a_fin_waits_behind_octets_that_the_window_keeps() -> None:
     b.pump()
     assert b.lengths() == [(0, 1000)]
     b.acknowledges(1000, 0)
-    assert b.lengths() == [(1000, 0)]
-    assert b.sender.retransmit_at != NEVER
+    for _ in range(3):
+        assert b.lengths() == [(1000, 0)]
+        b.times_out()
+
+
+def test_octets_taken_before_the_window_shrank_wait_for_it() -> None:
+    """They were read for a window that is no more: to the octet, they are held back."""
+    b = bench(window=1000)
+    b.host_says(1000)
+    b.sender.on_window(1, 0, 3000)
+    b.sender.take(STREAM[1000:3000], 2000)
+    b.acknowledges(1000, 500)
+    b.lengths()
+    b.acknowledges(1000, 500)
+    assert b.lengths() == []
+    b.acknowledges(1500, 500)
+    assert b.lengths() == [(1500, 500)]
 
 
 def test_a_shrunk_window_holds_new_octets_back() -> None:
@@ -297,8 +312,9 @@ def test_a_shrunk_window_holds_new_octets_back() -> None:
     assert b.sender.room() == 0
     b.acknowledges(2000, 0)
     assert b.sender.retransmit_at != NEVER, "what was in flight is still owed"
-    assert b.times_out()
-    assert b.lengths() == [(2000, 1000)]
+    for _ in range(3):
+        assert b.times_out()
+        assert b.lengths() == [(2000, 1000)]
     b.acknowledges(2000, 3000)
     b.acknowledges(4000, 3000)
     assert b.sender.room() == 3000

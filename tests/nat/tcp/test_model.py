@@ -1,0 +1,581 @@
+"""A TCP flow against a model of a correct guest, over a wire that does its worst.
+
+The guest's kernel is modelled from RFC 9293 alone, with positions that never wrap; the host
+is the `Socket` of the conversations: short writes, no room, an end, an error. The wire between
+guest and flow loses, repeats, delays, reorders and re-cuts. What must hold at every step:
+
+- bytes in are bytes out, in order, once, in both directions;
+- no octet is new beyond the window that the guest has offered;
+- what we have offered is never taken back, and is accepted;
+- there is a deadline, and it is near, whenever something is owed;
+- once the wire is healed and both sides close, the flow ends and all has arrived.
+"""
+
+import random
+from typing import Any
+
+import pytest
+from attrs import define, evolve, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.receiver import CAPACITY_MAXIMUM, ROUNDING_ROOM, WINDOW_SCALE
+from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
+from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.sequence import MODULUS, add
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
+from tests.nat.tcp.conversation import KEY, SECRET, Line, Segment, Socket
+
+_RANDOM = random.Random(5961)
+FROM_GUEST = _RANDOM.randbytes(1 << 22)
+FROM_HOST = _RANDOM.randbytes(1 << 22)
+"""The two streams: without a period, so that an octet in the wrong place is seen."""
+
+R2 = 100.0  # seconds; RFC 9293, 3.8.3: nobody is given up sooner
+GUEST_TIMEOUT = 1.0  # seconds between the guest's repetitions
+
+
+@define(eq=False)
+class Guest:
+    """A correct TCP of the guest's side, as simple as correctness allows."""
+
+    mss: int
+    """What it takes at most in one segment."""
+    scale: int | None
+    capacity: int
+    our_mss: int
+    wire: list[Segment] = field(factory=list)
+    """Segments on their way to the flow."""
+    open: bool = False
+    reset: bool = False
+
+    # its stream to the server
+    written: int = 0
+    closing: bool = False
+    acknowledged: int = 0
+    next: int = 0
+    highest: int = 0
+    edge: int = 0
+    cut: int = 1460
+    repeat_at: float = 0.0
+    repetitions: int = 0
+
+    # the server's stream
+    received: int = 0
+    unread: int = 0
+    early: dict[int, bytes] = field(factory=dict)
+    finished: bool = False
+    offered: int = 0
+    """The furthest right edge that it has ever offered."""
+    _window_of: tuple[int, int] = (-1, -1)
+
+    @property
+    def window(self) -> int:
+        """What its field can say of the room that it has."""
+        if self.scale is None or not self.open:
+            return min(self.capacity, 0xFFFF)
+        room = max(0, self.capacity - self.unread)
+        return min(room >> self.scale, 0xFFFF) << self.scale
+
+    def emit(self, flags: int, at: int, payload: bytes = b"") -> None:
+        window = self.window
+        ack = self.received + self.finished
+        if flags & (SYN | RST) == 0:
+            self.offered = max(self.offered, self.received + window)
+        self.wire.append(Segment(flags, at, ack, window, payload))
+
+    def sends_syn(self, now: float) -> None:
+        self.offered = self.window
+        self.repeat_at = now + GUEST_TIMEOUT
+        self.wire.append(Segment(SYN, -1, 0, self.window))
+
+    def sends_ack(self) -> None:
+        if self.open and not self.reset:
+            self.emit(ACK, self.highest)
+
+    def transmits(self, now: float) -> None:
+        """All that the window admits, in pieces of `cut`; then the FIN."""
+        if not self.open or self.reset:
+            return
+        while self.next < self.written and self.next < self.edge:
+            self._send_from(self.next, now)
+        if self.closing and self.next == self.written and self.next <= self.edge:
+            self._send_from(self.next, now)
+
+    def _send_from(self, start: int, now: float) -> None:
+        size = min(self.cut, self.our_mss, self.written - start, max(1, self.edge - start))
+        stop = start + size
+        last = self.closing and stop == self.written
+        flags = ACK | (PSH if stop == self.written else 0) | (FIN if last else 0)
+        if size or last:
+            self.emit(flags, start, FROM_GUEST[start:stop])
+        self.next = max(self.next, stop + last)
+        self.highest = max(self.highest, self.next)
+        if self.repeat_at == float("inf"):
+            self.repeat_at = now + GUEST_TIMEOUT
+
+    @property
+    def wants(self) -> bool:
+        """Whether it waits for an answer, to its SYN, to octets, or to a closed window."""
+        owed = self.written + self.closing > self.acknowledged
+        return not self.reset and (not self.open or owed)
+
+    def on_time(self, now: float) -> None:
+        if not self.wants or now < self.repeat_at:
+            return
+        self.repeat_at = now + GUEST_TIMEOUT
+        self.repetitions += 1
+        if not self.open:
+            self.sends_syn(now)
+        elif self.acknowledged < self.highest or self.repetitions % 2:
+            self._send_from(self.acknowledged, now)  # perhaps an octet into a closed window
+        else:
+            self.emit(ACK, self.acknowledged - 1)
+
+    def on_segment(self, segment: Segment, now: float) -> None:
+        if self.reset:
+            return
+        if segment.flags & RST:
+            self.reset = True
+            return
+        if segment.flags & SYN:
+            assert segment.ack == 0
+            if not self.open:
+                self.open = True
+                self.edge = segment.window
+                self.repeat_at = float("inf")
+            self.sends_ack()
+            return
+        if not self.open:
+            return
+        assert segment.flags & ACK
+        self._on_ack(segment, now)
+        if segment.payload or segment.flags & FIN or segment.at < self.received:
+            self._on_octets(segment)
+            self.sends_ack()
+
+    def _on_ack(self, segment: Segment, now: float) -> None:
+        assert segment.ack <= self.highest, "an acknowledgment of what was never sent"
+        if segment.ack > self.acknowledged:
+            self.acknowledged = segment.ack
+            self.next = max(self.next, segment.ack)
+            self.repeat_at = now + GUEST_TIMEOUT if self.wants else float("inf")
+        if segment.ack == self.acknowledged and (segment.at, segment.ack) >= self._window_of:
+            self._window_of = segment.at, segment.ack
+            self.edge = segment.ack + segment.window
+            if self.wants and self.repeat_at == float("inf"):
+                self.repeat_at = now + GUEST_TIMEOUT
+
+    def _on_octets(self, segment: Segment) -> None:
+        """What there is no room for is thrown away: only after the window was shrunk."""
+        assert len(segment.payload) <= self.mss
+        assert segment.payload == FROM_HOST[segment.at : segment.end], "not the server's octets"
+        room = self.received + max(0, self.capacity - self.unread)
+        self.early[segment.at] = max(
+            self.early.get(segment.at, b""), segment.payload[: max(0, room - segment.at)], key=len
+        )
+        moved = True
+        while moved:
+            moved = False
+            for start, octets in sorted(self.early.items()):
+                if start <= self.received:
+                    fresh = start + len(octets) - self.received
+                    if fresh > 0:
+                        self.received += fresh
+                        self.unread += fresh
+                        moved = True
+                    del self.early[start]
+        if segment.flags & FIN and segment.end == self.received:
+            self.finished = True
+
+
+class TcpMachine(RuleBasedStateMachine):
+    """Any story of a connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.counters = Counters()
+        self.said = 0
+        self.ending = False
+        self.to_guest: list[Segment] = []
+        self.delivered_edge = 0
+        self.sent_highest = 0
+        self.accepted_end = 0
+        self.resets = False
+        self.last_heard = self.now
+        self.dialled = self.now
+
+    # -- the beginning
+
+    @initialize(
+        guest_isn=st.sampled_from([0, MODULUS - 1, MODULUS - 2, MODULUS - 3000, 77]),
+        our_isn=st.sampled_from([0, MODULUS - 1, MODULUS - 2, MODULUS - 3000, 77]),
+        mss=st.sampled_from([88, 536, 1460, 8960, 65480]),
+        mtu=st.sampled_from([576, 1500, 65520]),
+        scale=st.sampled_from([None, 0, 1, 7, 14]),
+        capacity=st.sampled_from([0, 1, 500, 5000, 65535, 1 << 18, 1 << 21]),
+        handshake=st.sampled_from([True, True, True, False]),
+        peaceful=st.sampled_from([True, True, True, False]),
+        speech=st.sampled_from([0, 1, 5000, 200_000]),
+        answer=st.sampled_from([0, 1, 5000, 200_000]),
+    )
+    def begin(
+        self,
+        guest_isn: int,
+        our_isn: int,
+        mss: int,
+        mtu: int,
+        scale: int | None,
+        capacity: int,
+        handshake: bool,
+        peaceful: bool,
+        speech: int,
+        answer: int,
+    ) -> None:
+        """Mostly with a handshake that goes well: what comes after it is more of a story."""
+        self.guest_isn, self.our_isn = guest_isn, our_isn
+        self.guest = Guest(mss, scale, capacity, mtu - 40)
+        self.shift = scale or 0
+        window = self.guest.window
+        syn = TcpSegment(40000, 80, guest_isn, 0, SYN, window, mss, scale)
+        self.line = Line(guest_isn, our_isn, 0 if scale is None else WINDOW_SCALE)
+        self.flow = open_flow(KEY, syn, self.line, mtu, SECRET, self.counters, self.now)
+        self.flow.sender.initial_sequence = our_isn
+        self.delivered_edge = self.guest.offered = window
+        self.guest.repeat_at = self.now + GUEST_TIMEOUT
+        self.server = Socket()
+        self.server.flow = self.flow
+        self.flow.dial(self.server)
+        self.end_turn()
+        self.peaceful = peaceful
+        self.guest.written = speech
+        self.the_server_says(answer)
+        if handshake:
+            self.the_server_accepts()
+            self.a_round_goes_well()
+
+    def end_turn(self) -> None:
+        for _ in range(10_000):
+            self.flow.flush(self.now)
+            if not self.server.ready():
+                break
+            self.server.report(self.now)
+        else:
+            raise AssertionError("the poller reports for ever")
+        while self.line.segments:
+            segment = self.line.segments.popleft()
+            self._check_sent(segment)
+            self.to_guest.append(segment)
+
+    def _check_sent(self, segment: Segment) -> None:
+        assert segment.end <= self.said + 1
+        if segment.payload:
+            assert len(segment.payload) <= min(self.guest.mss, self.guest.our_mss)
+            assert segment.end <= max(self.delivered_edge, self.sent_highest), (
+                f"{segment} goes beyond the window, {self.delivered_edge}"
+            )
+        self.sent_highest = max(self.sent_highest, segment.end + bool(segment.flags & FIN))
+
+    @property
+    def is_connected(self) -> bool:
+        return self.flow.host_state not in (HostState.IDLE, HostState.DIALING)
+
+    # -- the server
+
+    @precondition(lambda self: not self.is_connected)
+    @rule()
+    def the_server_accepts(self) -> None:
+        self.flow.on_host_connected(self.now)
+        self.last_heard = self.now
+        self.end_turn()
+
+    @precondition(lambda self: not self.ending)
+    @rule(size=st.sampled_from([1, 100, 1460, 5000, 70_000]))
+    def the_server_says(self, size: int) -> None:
+        if not self.server.closed and not self.server.broken:
+            self.server.incoming += FROM_HOST[self.said : self.said + size]
+            self.said += size
+            self.end_turn()
+
+    @rule(size=st.sampled_from([0, 1, 1000, 100_000]))
+    def the_server_reads(self, size: int) -> None:
+        self.server.takes = size
+        self.end_turn()
+
+    @rule(size=st.sampled_from([1000, 30_000]))
+    def writes_are_short(self, size: int) -> None:
+        self.server.most = size
+        self.end_turn()
+
+    @rule()
+    def the_server_ends(self) -> None:
+        if not self.server.broken:
+            self.ending = self.server.ended = True
+            self.end_turn()
+
+    @precondition(lambda self: not self.peaceful and self.is_connected and not self.server.closed)
+    @rule()
+    def the_server_resets(self) -> None:
+        self.resets = self.server.broken = True
+        self.end_turn()
+
+    # -- the guest
+
+    @precondition(lambda self: not self.guest.closing)
+    @rule(size=st.sampled_from([1, 100, 1460, 5000, 70_000]))
+    def the_guest_says(self, size: int) -> None:
+        self.guest.written += size
+        self.guest.transmits(self.now)
+
+    @rule(cut=st.sampled_from([1, 100, 536, 1460, 65480]))
+    def the_guest_cuts(self, cut: int) -> None:
+        """Not so small that it would take a thousand segments to say what is said."""
+        unsent = self.guest.written - self.guest.acknowledged
+        self.guest.cut = max(cut, unsent // 50)
+        self.guest.transmits(self.now)
+
+    @rule(size=st.sampled_from([1, 1000, 1 << 20]))
+    def the_guest_reads(self, size: int) -> None:
+        self.guest.unread -= min(self.guest.unread, size)
+        self.guest.sends_ack()
+
+    @rule(capacity=st.sampled_from([0, 1, 500, 5000, 65535, 1 << 18]))
+    def the_guest_has_another_buffer(self, capacity: int) -> None:
+        """Its window may shrink with it, as Linux's does under memory pressure."""
+        self.guest.capacity = capacity
+        self.guest.sends_ack()
+
+    @rule()
+    def the_guest_acknowledges(self) -> None:
+        self.guest.sends_ack()
+
+    @rule()
+    def the_guest_ends(self) -> None:
+        self.guest.closing = True
+        if self.guest.open:
+            self.guest.transmits(self.now)
+
+    @precondition(lambda self: not self.peaceful and self.guest.open and not self.guest.reset)
+    @rule()
+    def the_guest_resets(self) -> None:
+        self.resets = self.guest.reset = True
+        self.guest.emit(RST | ACK, self.guest.highest)
+
+    # -- the wire
+
+    @rule()
+    def a_round_goes_well(self) -> None:
+        """All that is on its way arrives, first at the guest."""
+        batch, self.to_guest = self.to_guest, []
+        for segment in batch:
+            self.deliver_to_guest(segment)
+        batch, self.guest.wire = self.guest.wire, []
+        for segment in batch:
+            self.deliver_to_flow(segment)
+        self.end_turn()
+
+    @precondition(lambda self: self.guest.wire)
+    @rule(data=st.data(), count=st.integers(1, 20), together=st.booleans())
+    def the_flow_hears(self, data: st.DataObject, count: int, together: bool) -> None:
+        """Some segments in order, from a place of choice: one turn for all, or one for each."""
+        wire = self.guest.wire
+        first = data.draw(st.integers(0, len(wire) - 1))
+        batch, wire[first : first + count] = wire[first : first + count], []
+        for segment in batch:
+            self.deliver_to_flow(segment)
+            if not together:
+                self.end_turn()
+        self.end_turn()
+
+    @precondition(lambda self: self.guest.wire)
+    @rule(data=st.data())
+    def the_flow_hears_it_cut_anew(self, data: st.DataObject) -> None:
+        """One segment becomes two, which may change their order."""
+        wire = self.guest.wire
+        segment = wire.pop(data.draw(st.integers(0, len(wire) - 1)))
+        if len(segment.payload) > 1:
+            middle = data.draw(st.integers(1, len(segment.payload) - 1))
+            head = evolve(
+                segment, flags=segment.flags & ~(FIN | PSH), payload=segment.payload[:middle]
+            )
+            tail = evolve(segment, at=segment.at + middle, payload=segment.payload[middle:])
+            parts = data.draw(st.permutations([head, tail]))
+        else:
+            parts = [segment]
+        for part in parts:
+            self.deliver_to_flow(part)
+        self.end_turn()
+
+    @precondition(lambda self: self.to_guest)
+    @rule(data=st.data(), count=st.integers(1, 20))
+    def the_guest_hears(self, data: st.DataObject, count: int) -> None:
+        first = data.draw(st.integers(0, len(self.to_guest) - 1))
+        batch, self.to_guest[first : first + count] = self.to_guest[first : first + count], []
+        for segment in batch:
+            self.deliver_to_guest(segment)
+
+    @rule(data=st.data(), towards_guest=st.booleans(), count=st.integers(1, 10))
+    def the_wire_loses(self, data: st.DataObject, towards_guest: bool, count: int) -> None:
+        wire = self.to_guest if towards_guest else self.guest.wire
+        if wire:
+            first = data.draw(st.integers(0, len(wire) - 1))
+            del wire[first : first + count]
+
+    @rule(data=st.data(), towards_guest=st.booleans())
+    def the_wire_repeats(self, data: st.DataObject, towards_guest: bool) -> None:
+        wire = self.to_guest if towards_guest else self.guest.wire
+        if wire:
+            index = data.draw(st.integers(0, len(wire) - 1))
+            wire.insert(data.draw(st.integers(0, len(wire))), wire[index])
+
+    def deliver_to_flow(self, segment: Segment) -> None:
+        if self.flow.finished:
+            # The owner has forgotten the flow, and resets what belongs to none.
+            if not segment.flags & (RST | SYN):
+                self.to_guest.append(Segment(RST, segment.ack, 0, 0))
+            return
+        self.last_heard = self.now
+        if segment.flags & ACK:
+            self.delivered_edge = max(self.delivered_edge, segment.ack + segment.window)
+        shift = 0 if segment.flags & SYN else self.shift
+        buffer = bytearray(segment.payload)
+        in_order = segment.at <= self.line.acknowledged and segment.end <= self.line.edge
+        self.flow.on_segment(
+            add(self.guest_isn, 1 + segment.at),
+            add(self.our_isn, 1 + segment.ack),
+            segment.flags,
+            segment.window >> shift,
+            memoryview(buffer),
+            len(buffer),
+            self.now,
+        )
+        state = self.flow.guest_state
+        if in_order and state is GuestState.ESTABLISHED:
+            self.accepted_end = max(self.accepted_end, segment.end)
+            assert self.flow.receiver.position >= self.accepted_end, "offered, and not accepted"
+
+    def deliver_to_guest(self, segment: Segment) -> None:
+        self.guest.on_segment(segment, self.now)
+        self.guest.transmits(self.now)
+
+    # -- time
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.3, 1.1, 5.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.advance(self.now + seconds)
+
+    def advance(self, end: float) -> None:
+        for _ in range(10_000):
+            deadline = self.flow.deadline()
+            guests = self.guest.repeat_at if self.guest.wants else float("inf")
+            due = min(deadline, guests)
+            if due > end:
+                self.now = end
+                return
+            self.now = max(self.now, due)
+            if deadline <= self.now:
+                self._ring()
+            else:
+                self.guest.on_time(self.now)
+        raise AssertionError(f"an alarm rings for ever at {self.now}")
+
+    def _ring(self) -> None:
+        gave_up = self.counters["tcp.gave_up"]
+        self.flow.on_deadline(self.now)
+        if self.counters["tcp.gave_up"] > gave_up:
+            assert self.now - self.last_heard >= R2 or self.flow.sender.retransmissions > 10
+            self.resets = True
+        elif self.counters["tcp.connect_timeout"]:
+            self.resets = True
+        self.end_turn()
+        assert self.flow.deadline() > self.now, "an alarm that rings for ever"
+
+    # -- what always holds
+
+    @invariant()
+    def the_server_reads_the_guests_stream(self) -> None:
+        if hasattr(self, "server"):
+            received = self.server.received
+            assert received == FROM_GUEST[: len(received)]
+
+    @invariant()
+    def what_was_acknowledged_is_kept(self) -> None:
+        """Taken by the server, or queued for it; until somebody resets."""
+        if not hasattr(self, "server") or self.resets or self.line.acknowledged < 0:
+            return
+        receiver = self.flow.receiver
+        acknowledged = self.line.acknowledged - receiver.fin_consumed
+        assert acknowledged <= len(self.server.received) + receiver.queued
+        assert receiver.queued <= CAPACITY_MAXIMUM + ROUNDING_ROOM
+
+    @invariant()
+    def whatever_is_owed_has_a_deadline(self) -> None:
+        if not hasattr(self, "server") or self.flow.finished:
+            return
+        flow, soon = self.flow, self.now + RTO_MAXIMUM
+        if flow.guest_state in (GuestState.CLOSED, GuestState.RESET):
+            assert flow.deadline() < float("inf")
+            return
+        in_flight = flow.sender.acknowledged < self.sent_highest
+        waiting = self.server.incoming and not self.server.reading
+        if in_flight or (waiting and flow.guest_state is GuestState.ESTABLISHED):
+            assert flow.deadline() <= soon, "nobody will look after what was sent"
+        if flow.receiver.position + flow.receiver.fin_consumed > self.line.acknowledged >= 0:
+            assert flow.deadline() <= self.now + 0.5, "RFC 9293, 3.8.6.3: an ACK within 0.5 s"
+
+    # -- the end
+
+    def teardown(self) -> None:
+        """Heal everything, close both sides, let time pass: the flow ends with all delivered."""
+        if not hasattr(self, "server"):
+            return
+        if not self.is_connected:
+            self.the_server_accepts()
+        self.server.takes = self.server.most = float("inf")
+        self.server.ended = True
+        self.guest.capacity, self.guest.closing = 1 << 20, True
+        self.guest.cut = 1 << 16
+        self.end_turn()
+        for _ in range(2000):
+            self.guest.unread = 0
+            self.guest.transmits(self.now)
+            self.a_round_goes_well()
+            if self.flow.finished:
+                break
+            if not self.guest.wire and not self.to_guest:
+                guests = self.guest.repeat_at if self.guest.wants else float("inf")
+                self.advance(min(self.flow.deadline(), guests))
+        assert self.flow.finished, f"{self.flow.guest_state}, {self.flow.host_state}: no end"
+        assert self.server.closed, "a descriptor is lost"
+        if not self.resets:
+            assert not self.server.was_reset
+            assert self.server.received == FROM_GUEST[: self.guest.written]
+            assert self.server.shut
+            assert self.guest.received == self.said
+            assert self.guest.finished
+
+
+def run(**limits: Any) -> None:
+    run_state_machine_as_test(TcpMachine, settings=settings(deadline=None, **limits))
+
+
+def test_any_story_of_a_connection_ends_well() -> None:
+    """Whatever the wire, the guest and the server do to each other."""
+    run(max_examples=600, stateful_step_count=50)
+
+
+@pytest.mark.deep
+def test_many_long_stories_of_a_connection_end_well() -> None:
+    """The same for half an hour."""
+    run(max_examples=20_000, stateful_step_count=150)
