@@ -89,6 +89,19 @@ def test_datagrams_of_every_size_pass_both_ways(
     assert guest.hears_one().udp.payload == payload
 
 
+@pytest.mark.parametrize(
+    "destination",
+    ["127.0.0.1", "0.0.0.1", "240.0.0.1", "10.0.2.77", "10.0.2.255", "224.0.0.251", NAMESERVER],
+)
+def test_an_open_port_reaches_no_more_than_a_new_one(
+    network: ScriptedNetwork, guest: ScriptedGuest, destination: str
+) -> None:
+    """What may not go out may not go out from a port that is in use either."""
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    guest.sends(guest.datagram(1234, destination, 99, b"y"))
+    assert network.host.sockets[0].sent == [(b"x", SERVER, 99)]
+
+
 # -- the end of a mapping
 
 

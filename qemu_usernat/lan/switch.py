@@ -30,6 +30,7 @@ class Switch:
     counters: Counters
     ports: list[Port] = field(factory=list)
     _port_of: dict[MacAddress, Port] = field(factory=dict)
+    """The ports' `addresses`, the other way round: always both change."""
 
     def attach(self, port: Port) -> None:
         """A guest's link has come up."""
@@ -39,8 +40,7 @@ class Switch:
         """A guest's link is gone; what was queued for it is dropped."""
         self.ports.remove(port)
         for mac in port.addresses:
-            if self._port_of.get(mac) is port:
-                del self._port_of[mac]
+            del self._port_of[mac]
         port.outbox.clear()
         port.queued = 0
 
@@ -87,12 +87,12 @@ class Switch:
         if known is port:
             return
         if known is not None:
-            known.addresses.pop(mac, None)
+            del known.addresses[mac]
             known.familiar = b""
         if len(port.addresses) >= ADDRESSES_PER_PORT:
             forgotten = next(iter(port.addresses))
             del port.addresses[forgotten]
-            self._port_of.pop(forgotten, None)
+            del self._port_of[forgotten]
             port.familiar = b""
         port.addresses[mac] = None
         self._port_of[mac] = port

@@ -1,5 +1,6 @@
 """Reassembly: every order of honest fragments gives the datagram, nothing else gives anything."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def cut(payload: bytes, *cuts: int, **fields: Any) -> list[IpPacket]:
     edges = [0, *cuts, len(payload)]
     return [
         fragment(start, payload[start:end], more=end < len(payload), **fields)
-        for start, end in zip(edges, edges[1:], strict=False)  # noqa: RUF007
+        for start, end in pairwise(edges)
     ]
 
 

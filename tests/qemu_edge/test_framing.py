@@ -1,13 +1,17 @@
 """QEMU's stream, cut anywhere: the same frames come out, and a broken length ends it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.qemu.framing import BUFFER_SIZE, FRAME_MAXIMUM, FRAME_MINIMUM, FrameBuffer
+from qemu_usernat.qemu.framing import BUFFER_SIZE, FrameBuffer
+
+FRAME_MINIMUM = 14  # bytes: an Ethernet header
+FRAME_MAXIMUM = 69632  # bytes: NET_BUFSIZE of QEMU's include/net/net.h, 4096 + 65536
 
 
 def framed(frame: bytes) -> bytes:
@@ -35,7 +39,7 @@ class Reader:
 
 def pieces(stream: bytes, cuts: Sequence[int]) -> list[bytes]:
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(edges)]
 
 
 a_frame = st.one_of(
