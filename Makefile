@@ -1,7 +1,7 @@
 # Every target sets up all it needs on a fresh Debian 12: see scripts/setup.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test test-deep lint lock setup
+.PHONY: demo test test-deep lint docs lock setup
 
 # A guest that goes online, and its shell for you. ARGS=--batch ends instead.
 demo: setup
@@ -20,6 +20,10 @@ lint: setup
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# docs/tcp-states.md, from the tables that the code runs on.
+docs: setup
+	$(PYTHON) -m tools.tcp_states
 
 # New versions of everything, for a commit of its own.
 lock: setup
