@@ -128,6 +128,7 @@ def _life_of_a_network(script: list[tuple[str, int]]) -> tuple[Any, ...]:
     guest = network.guest()
     connection: ScriptedConnection = guest.connects()
     server: ScriptedServer = connection.server
+    guest.sends(*[guest.datagram(1234, peer, 99, b"x") for peer in (GATEWAY, SERVER)])
     heard: list[bytes] = []
     for verb, size in script:
         octets = bytes(range(256)) * 6
