@@ -1,10 +1,5 @@
-"""Write docs/tcp-states.md from the tables in `qemu_usernat.nat.tcp.states`.
+"""Write docs/tcp-states.md from the tables in `qemu_usernat.nat.tcp.states`: `make docs`."""
 
-python tools/tcp_states.py          # writes the file
-python tools/tcp_states.py --check  # fails if the file differs from the tables
-"""
-
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -102,14 +97,5 @@ def _names(
     return ", ".join(state.value for state in order if state in states)
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    page = render()
-    if "--check" in sys.argv[1:]:
-        return int(PAGE.read_text() != page)
-    PAGE.write_text(page)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(render())
