@@ -20,7 +20,7 @@ from qemu_usernat.testing.console import Console
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.virtual_machine import BOOT_TIME, QEMU
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # the first builds the image
 
 FOLDER = Path(__file__).parents[2] / "examples" / "qemu-cmdlines"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")

@@ -7,7 +7,7 @@ import pytest
 from qemu_usernat.testing import services
 from tests.qemu.room import LONG_TEXT, Guest
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # the first builds the image
 
 GATEWAY = "10.0.2.2"
 LARGE = 64 << 20  # bytes
