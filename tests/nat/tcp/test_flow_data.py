@@ -100,6 +100,30 @@ def test_a_gap_is_told_at_once_and_its_filling_too() -> None:
     assert talk.host.received == b"helloworldagain"
 
 
+def test_each_segment_beyond_a_gap_is_told_also_in_one_turn() -> None:
+    """RFC 5681, 3.2: the guest counts to three before it repeats; one ACK a turn is too few."""
+    talk = Conversation.open()
+    with talk.turn():
+        talk.guest.sends(ACK, bytes(MSS))
+        for start in range(2 * MSS, 6 * MSS, MSS):
+            talk.guest.sends(ACK, bytes(MSS), at=start)
+    acks = talk.guest.loses_everything()
+    assert [segment.ack for segment in acks] == [MSS] * 4
+    assert len({segment.window for segment in acks}) == 1, "a window update is no duplicate"
+
+
+def test_repeated_octets_are_acknowledged_once_a_turn() -> None:
+    """Nothing is missing, so there is nothing to count."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, bytes(5 * MSS))
+    talk.guest.loses_everything()
+    with talk.turn():
+        for start in range(0, 5 * MSS, MSS):
+            talk.guest.sends(ACK, bytes(MSS), at=start)
+    talk.guest.gets(ACK, ack=5 * MSS)
+    talk.guest.gets_nothing()
+
+
 def test_what_overlaps_is_delivered_once() -> None:
     """capsa 2: a repeated segment, re-cut, with old octets in front and new ones behind."""
     talk = Conversation.open()
