@@ -151,14 +151,14 @@ async def attach(machine: VirtualMachine) -> None:
         print()
 
 
-async def main(batch: bool) -> None:
+async def main(batch: bool, offline: bool) -> None:
     steps = Steps()
     (CACHE / "demo").mkdir(parents=True, exist_ok=True)
     image = build(CACHE / "guest")
     steps.say(f"guest image: Debian's kernel and tools, in {CACHE / 'guest'}")
     accelerator = await find_accelerator(image, CACHE)
     steps.say(f"QEMU runs it with {accelerator[1]}")
-    online = await trio.to_thread.run_sync(has_internet, image)
+    online = not offline and await trio.to_thread.run_sync(has_internet, image)
     steps.say("internet connection found" if online else "no internet: own name and page server")
     with tempfile.TemporaryDirectory() as folder:
         listen = Path(folder) / "net.sock"
@@ -179,9 +179,10 @@ async def main(batch: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", action="store_true", help="end after the page is fetched")
+    parser.add_argument("--offline", action="store_true", help="do not try the internet")
     arguments = parser.parse_args()
     try:
-        trio.run(main, arguments.batch or not sys.stdin.isatty())
+        trio.run(main, arguments.batch or not sys.stdin.isatty(), arguments.offline)
     except* UserError as errors:
         sys.exit(f"demo: {errors.exceptions[0]}")
     except* KeyboardInterrupt:

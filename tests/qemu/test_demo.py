@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_demo_shows_a_guest_going_online(image: GuestImage) -> None:
     """`make demo ARGS=--batch` says what the guest did, step by step, and that it all worked."""
     done = subprocess.run(
-        [sys.executable, "examples/demo.py", "--batch"],
+        [sys.executable, "examples/demo.py", "--batch", "--offline"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
