@@ -121,10 +121,11 @@ def test_the_servers_fin_follows_its_last_octet() -> None:
 def test_our_fin_is_repeated_until_it_is_acknowledged() -> None:
     """passt 2e3d93b."""
     talk = Conversation.open()
+    timeout = talk.flow.sender.round_trip.timeout
     talk.host.ends()
     talk.guest.loses_everything()
-    for wait in (1, 2, 4, 8):
-        talk.advance(wait)
+    for times in (1, 2, 4, 8):
+        talk.advance(timeout * times)
         talk.guest.gets(FIN | ACK, at=0)
     talk.guest.sends(ACK)
     assert talk.flow.guest_state is G.FIN_WAIT_2

@@ -155,7 +155,7 @@ def test_a_window_closed_from_the_start() -> None:
     talk.host.says(b"hello")
     talk.guest.sends(ACK)
     talk.guest.gets_nothing()
-    talk.advance(1.1)
+    talk.advance(talk.flow.sender.round_trip.timeout)
     talk.guest.gets(ACK, b"", at=-1)
     talk.guest.sends(ACK, window=1 << 10)
     talk.guest.gets(PSH | ACK, b"hello")
