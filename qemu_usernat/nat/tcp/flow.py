@@ -120,6 +120,8 @@ class TcpFlow:
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
 
+    _answered_at: float = -NEVER
+    """When our SYN,ACK first left: the first round trip that is measured."""
     _ack_now: bool = False
     _ack_at: float = NEVER
     _heard_at: float = field(init=False)
@@ -271,6 +273,8 @@ class TcpFlow:
             if sender.retransmissions:
                 sender.round_trip.timeout = RTO_AFTER_LOST_SYN
                 sender.retransmissions = 0
+            else:
+                sender.round_trip.sample(now - self._answered_at)
             sender.on_window(sequence, 0, window)
             self._move_guest(GuestEvent.SYN_ACKED)
             return True
@@ -424,6 +428,7 @@ class TcpFlow:
         match duty:
             case Duty.ANSWER_SYN:
                 self._move_guest(GuestEvent.SYN_ANSWERED)
+                self._answered_at = now
                 self.sender.retransmit_at = now + RTO_INITIAL
                 self._send_syn_ack()
             case Duty.REFUSE_SYN:

@@ -17,18 +17,14 @@ from typing import Protocol
 
 from attrs import Factory, define, field
 
+from qemu_usernat.nat.tcp.congestion import DUPLICATE_ACKS, Reno
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM, RoundTripTime
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.primitives.time import NEVER
 from qemu_usernat.wire.packets import FIN, PSH, Buffer
 
-DUPLICATE_ACKS = 3  # RFC 5681, 3.2
-
 RETRANSMISSIONS_MAXIMUM = 15
 """R2 of RFC 9293, 3.8.3 (at least 100 s): some nine minutes at our timeouts."""
-
-FLIGHT_MAXIMUM = 4096 * 1024
-"""Octets retained for one guest at most: its window may say a gigabyte, and it may never answer."""
 
 
 class Transmit(Protocol):
@@ -47,6 +43,7 @@ class Sender:
     scale: int
     """Shift of the windows that the guest sends; 0 where it did not offer one."""
     round_trip: RoundTripTime = Factory(RoundTripTime)
+    congestion: Reno = Factory(lambda self: Reno(self.maximum_segment_size), takes_self=True)
 
     acknowledged: int = 0
     """SND.UNA."""
@@ -75,8 +72,8 @@ class Sender:
     """SND.WL2."""
     _duplicate_acks: int = 0
     _recovery_point: int | None = None
-    _allowance: int = FLIGHT_MAXIMUM
-    """Octets that may be in flight, if the window admits them; fewer after a timeout."""
+    _repairing: bool = False
+    """Between duplicate ACKs and the recovery point: partial acknowledgments name holes."""
     _timed_position: int | None = None
     _timed_at: float = 0.0
 
@@ -89,7 +86,7 @@ class Sender:
         """
         if self.fin_queued or self.next != self.end:
             return 0
-        usable = min(self.window_edge, self.acknowledged + self._allowance) - self.next
+        usable = min(self.window_edge, self.acknowledged + self.congestion.window) - self.next
         if usable >= self.maximum_segment_size:
             return usable
         if usable <= 0:
@@ -108,7 +105,7 @@ class Sender:
 
     def pump(self, transmit: Transmit, now: float) -> None:
         """Send what may be sent: octets from `next` on, then our FIN."""
-        limit = min(self.end, self.window_edge, self.acknowledged + self._allowance)
+        limit = min(self.end, self.window_edge, self.acknowledged + self.congestion.window)
         while self.next < limit:
             length = self._send_one(self.next, limit, transmit)
             if not length:
@@ -197,25 +194,27 @@ class Sender:
         self.retransmit_at = NEVER
         if self.acknowledged < self.highest:
             self.retransmit_at = now + self.round_trip.timeout
-        if self._recovery_point is not None:
-            self._recover(position, gained, transmit)
-
-    def _recover(self, position: int, gained: int, transmit: Transmit) -> None:
-        assert self._recovery_point is not None
-        if position >= self._recovery_point:
-            self._recovery_point = None
-            self._allowance = FLIGHT_MAXIMUM
-        elif self._allowance == FLIGHT_MAXIMUM:
-            # RFC 6582, 3.2, step 3: a partial acknowledgment names the next hole.
-            self._retransmit_first(transmit)
+        recovered = self._recovery_point is not None and position >= self._recovery_point
+        if not self._repairing:
+            self.congestion.on_acknowledged(gained)
+        elif recovered:
+            self.congestion.on_recovered(self.highest - position)
         else:
-            self._allowance += gained  # RFC 5681, 3.1: slow start, counted in octets
+            self.congestion.on_partial(gained)
+            self._retransmit_first(transmit)
+        if recovered:
+            self._recovery_point = None
+            self._repairing = False
 
     def on_duplicate_acknowledgment(self, transmit: Transmit) -> bool:
         """An ACK of SND.UNA again; the third one repeats the first segment. True if it did."""
         self._duplicate_acks += 1
+        if self._repairing:
+            self.congestion.on_duplicate()
         if self._duplicate_acks != DUPLICATE_ACKS or self._recovery_point is not None:
             return False
+        self.congestion.on_loss(self.highest - self.acknowledged)
+        self._repairing = True
         self._recovery_point = self.highest
         self._retransmit_first(transmit)
         return True
@@ -247,8 +246,10 @@ class Sender:
             return False
         self.round_trip.back_off()
         self._timed_position = None
+        if self.retransmissions == 1:  # and not one more of the same silence (RFC 5681, 3.1)
+            self.congestion.on_timeout(self.next - self.acknowledged)
         self._recovery_point = self.highest
-        self._allowance = self.maximum_segment_size
+        self._repairing = False
         self._duplicate_acks = 0
         self.next = self.acknowledged
         self.retransmit_at = now + self.round_trip.timeout
