@@ -18,7 +18,7 @@ ANSWERS_MAXIMUM = 64 * 1024
 class DnsService:
     """One connection to the name server; a `HostStream` that is no socket."""
 
-    __slots__ = ("_answers", "_ended", "_flow", "_now", "_stream", "_touch")
+    __slots__ = ("_answers", "_ended", "_flow", "_stream", "_touch")
 
     def __init__(
         self,
@@ -30,7 +30,6 @@ class DnsService:
         """Connect `flow`, at once: there is nobody to wait for."""
         self._flow = flow
         self._touch = touch
-        self._now = now
         self._answers = bytearray()
         self._ended = False
         self._stream = DnsStream(forwarder.on_query, self._on_answer, self._on_end)
@@ -47,14 +46,14 @@ class DnsService:
 
     # -- HostStream
 
-    def send(self, buffers: list[Buffer]) -> int:
+    def send(self, buffers: list[Buffer], now: float) -> int:
         """Queries, in pieces; none while too many answers wait for a guest that does not read."""
         taken = 0
         if len(self._answers) >= ANSWERS_MAXIMUM:
             return taken
         for piece in buffers:
             taken += len(piece)
-            self._stream.feed(memoryview(piece), self._now)
+            self._stream.feed(memoryview(piece), now)
         return taken
 
     def shutdown(self) -> None:
@@ -71,7 +70,6 @@ class DnsService:
 
     def watch(self, read: bool, write: bool, now: float) -> None:
         """Hand over what the guest's window admits; the end comes after the last answer."""
-        self._now = now
         room = self._flow.room()
         if self._answers and room > 0:
             octets = bytes(self._answers[:room])

@@ -190,7 +190,7 @@ class ScriptedServer:
 
     # HostStream
 
-    def send(self, buffers: list[Buffer]) -> int:
+    def send(self, buffers: list[Buffer], now: float) -> int:
         octets = b"".join(buffers)[: self.takes]
         self.takes -= len(octets)
         self.received += octets

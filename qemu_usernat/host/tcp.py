@@ -138,7 +138,7 @@ class HostTcp:
 
     # -- HostStream
 
-    def send(self, buffers: list[Buffer]) -> int:
+    def send(self, buffers: list[Buffer], now: float) -> int:
         """Write; how many octets were taken."""
         if self._sock is None:
             return 0
@@ -149,12 +149,11 @@ class HostTcp:
         except BlockingIOError:
             return 0
         except OSError:
-            self._on_broken(self._sock)
+            self._on_broken(self._sock, now)
             return 0
 
-    def _on_broken(self, sock: socket.socket) -> None:
+    def _on_broken(self, sock: socket.socket, now: float) -> None:
         """The server is gone; what it said before is still in the socket, and is said first."""
-        now = self._flow.opened_at  # no timer depends on it: the flow ends in this turn
         while self._flow.room() > 0 and self._read(sock, now):
             pass
         self._flow.on_host_failed(None, now)

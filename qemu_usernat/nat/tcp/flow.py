@@ -9,6 +9,7 @@ Three verbs: ``on_<event>(…, now)`` takes in what happened; calls on `GuestWir
 events of a turn the owner calls ``flush(now)`` once.
 """
 
+from functools import partial
 from typing import Protocol
 
 from attrs import define, field
@@ -86,7 +87,7 @@ class GuestWire(Protocol):
 class HostStream(Protocol):
     """The host half's socket, or a service of the gateway that behaves like one."""
 
-    def send(self, buffers: list[Buffer]) -> int:
+    def send(self, buffers: list[Buffer], now: float) -> int:
         """Write; how many octets were taken. Failure is reported through `on_host_failed`."""
 
     def shutdown(self) -> None:
@@ -410,7 +411,7 @@ class TcpFlow:
     def _drain(self, now: float) -> None:
         if self.host_state in _TAKING:
             queued = self.receiver.queued
-            self.receiver.drain(self.host.send)
+            self.receiver.drain(partial(self.host.send, now=now))
             if self.guest_state in GUEST_GONE and self.receiver.queued < queued:
                 self._heard_at = now
         if self.host_state not in _TAKING_OR_DIALING:

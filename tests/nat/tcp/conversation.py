@@ -140,7 +140,7 @@ class Socket:
 
     # HostStream
 
-    def send(self, buffers: list[Buffer]) -> int:
+    def send(self, buffers: list[Buffer], now: float) -> int:
         assert not self.closed, "a write to a closed descriptor"
         assert not self.shut, "octets after our FIN"
         if self.broken:
