@@ -5,6 +5,7 @@ import dns.rcode
 import pytest
 
 from qemu_usernat.dns_service import ANSWERS_MAXIMUM
+from qemu_usernat.gateway.dns import PATIENCE
 from qemu_usernat.nat.tcp.flow import TIME_WAIT
 from qemu_usernat.primitives.addresses import parse_address
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
@@ -80,6 +81,14 @@ def test_a_later_answer_comes_later(connection: ScriptedConnection) -> None:
     network.router.dns.on_answer(token, reply.to_wire(), network.now)
     network.end_turn()
     assert [answer.id for answer in answers(connection.reads())] == [1]
+
+
+def test_a_question_after_a_pause_waits_like_any_other(connection: ScriptedConnection) -> None:
+    """An hour of silence is not held against the upstream that is asked then."""
+    guest, network = connection.guest, connection.guest.network
+    network.advance(3600)
+    guest.sends(connection.segment(ACK, query("example.org")))
+    assert network.router.dns.deadline() == network.now + PATIENCE
 
 
 def test_the_end_comes_after_the_last_answer(connection: ScriptedConnection) -> None:

@@ -10,13 +10,13 @@ events of a turn the owner calls ``flush(now)`` once.
 """
 
 from functools import partial
-from typing import Protocol
 
 from attrs import define, field
 
 from qemu_usernat.nat.tcp.receiver import Receiver
 from qemu_usernat.nat.tcp.rtt import RTO_AFTER_LOST_SYN, RTO_INITIAL
 from qemu_usernat.nat.tcp.sender import Sender
+from qemu_usernat.nat.tcp.sinks import GuestWire, HostStream
 from qemu_usernat.nat.tcp.states import (
     DUTIES,
     GUEST_GONE,
@@ -62,45 +62,6 @@ _RECEIVING = frozenset({GuestState.ESTABLISHED, GuestState.CLOSE_WAIT})
 _TAKING = frozenset({HostState.OPEN, HostState.READ_EOF})
 _TAKING_OR_DIALING = _TAKING | {HostState.IDLE, HostState.DIALING}
 """States in which what the guest has sent is, or will be, taken."""
-
-
-class GuestWire(Protocol):
-    """The way to the guest: puts ports, addresses and checksums around a segment."""
-
-    def send(
-        self,
-        sequence: int,
-        acknowledgment: int,
-        flags: int,
-        window: int,
-        payload: Buffer = b"",
-        options: bytes = b"",
-    ) -> None: ...
-
-    def refuse(self, code: int, now: float) -> None:
-        """ICMP destination unreachable with `code`, quoting the guest's SYN."""
-
-    def stalled(self) -> bool:
-        """Whether the guest's link takes no more for now; it will tell the owner when it does."""
-
-
-class HostStream(Protocol):
-    """The host half's socket, or a service of the gateway that behaves like one."""
-
-    def send(self, buffers: list[Buffer], now: float) -> int:
-        """Write; how many octets were taken. Failure is reported through `on_host_failed`."""
-
-    def shutdown(self) -> None:
-        """End the guest's direction (FIN)."""
-
-    def reset(self) -> None:
-        """End both directions at once (RST) and close."""
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-
-    def watch(self, read: bool, write: bool, now: float) -> None:
-        """Which readiness to report from now on."""
 
 
 @define(eq=False)

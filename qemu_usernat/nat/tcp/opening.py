@@ -5,9 +5,10 @@ RFC 9293 (3.7.1, MSS), RFC 7323 (2, window scale), RFC 6528 (initial sequence nu
 
 from hashlib import blake2b
 
-from qemu_usernat.nat.tcp.flow import GuestWire, TcpFlow
+from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE, Receiver
 from qemu_usernat.nat.tcp.sender import Sender
+from qemu_usernat.nat.tcp.sinks import GuestWire
 from qemu_usernat.primitives.addresses import FlowKey
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add
