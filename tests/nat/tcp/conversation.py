@@ -103,11 +103,12 @@ class Line:
     def _check_promises(self, segment: Segment, unit: int) -> None:
         assert segment.ack >= self.acknowledged, "an acknowledgment taken back"
         self.acknowledged = segment.ack
-        if segment.flags & SYN:
-            return  # it is not scaled, and cannot say how large the window is by now
         edge = segment.ack + segment.window
-        # Only a full queue may cost less than one unit of the scale.
-        assert edge > self.edge - unit, f"window shrunk from {self.edge} to {edge}"
+        # Only a full queue may cost less than one unit of the scale. A SYN,ACK is not scaled,
+        # and repeated it cannot say how large the window is by now.
+        assert segment.flags & SYN or edge > self.edge - unit, (
+            f"window shrunk from {self.edge} to {edge}"
+        )
         self.edge = max(self.edge, edge)
 
     def refuse(self, code: int, now: float) -> None:
