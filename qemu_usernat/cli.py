@@ -11,10 +11,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
@@ -280,16 +280,32 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 def _complain(message: str) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    _print(f"{PROGRAM}: {message}", sys.stderr)
 
 
 def _say(line: str) -> None:
+    _print(line, sys.stdout)
+
+
+def _print(line: str, stream: TextIO) -> None:
     """Print at once. Whoever reads may have gone (`| head -1`): the guests do not care."""
     try:
-        print(line, flush=True)
+        print(line, file=stream, flush=True)
     except BrokenPipeError:
         # As the library's documentation of SIGPIPE advises: nothing left to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+    except OSError:
+        pass  # a full disk, a terminal that takes nothing now: the next line may pass
+
+
+class _StderrLogger:
+    """Where structlog's rendered lines go, whatever their level."""
+
+    def debug(self, line: str) -> None:
+        _print(line, sys.stderr)
+
+    info = warning = error = critical = debug
 
 
 def _configure_log(level: int) -> None:
@@ -303,5 +319,5 @@ def _configure_log(level: int) -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_StderrLogger,
     )

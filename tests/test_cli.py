@@ -397,6 +397,44 @@ def test_a_reader_that_leaves_ends_nothing() -> None:
     assert (answer.returncode, answer.stderr) == (0, b"")
 
 
+LOGGING = """
+import logging, structlog
+from qemu_usernat import cli
+cli._configure_log(logging.INFO)
+for message in ("guest connected", "guest disconnected"):
+    structlog.get_logger().info(message)
+print("still serving")
+"""
+
+
+def test_a_log_that_nobody_reads_ends_nothing() -> None:
+    """The terminal is closed or the log's reader dies: guests come and go as before."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = subprocess.run(
+        [sys.executable, "-c", LOGGING],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        timeout=30,
+        check=False,
+    )
+    os.close(writer)
+    assert (answer.returncode, answer.stdout) == (0, b"still serving\n")
+
+
+def test_a_full_disk_under_the_log_ends_nothing() -> None:
+    """What cannot be logged is lost, and only that."""
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(
+            [sys.executable, "-c", LOGGING],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            timeout=30,
+            check=False,
+        )
+    assert answer.stdout == b"still serving\n"
+
+
 def test_interrupted_before_it_is_ready(
     network: Network, capsys: pytest.CaptureFixture[str]
 ) -> None:
