@@ -217,8 +217,9 @@ class DnsForwarder:
             pending.reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
         answer = dns_message.for_guest(query, message)
-        if pending.transport == "udp" and len(answer) > min(query.udp_size, UDP_PAYLOAD_MAXIMUM):
-            answer = dns_message.truncated(query, answer)
+        size = min(query.udp_size, UDP_PAYLOAD_MAXIMUM)
+        if pending.transport == "udp" and len(answer) > size:
+            answer = dns_message.truncated(query, answer, size)
         pending.reply(answer)
 
     def _forget(self, pending: _Pending, token: int) -> None:

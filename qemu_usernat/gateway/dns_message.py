@@ -211,10 +211,15 @@ def for_guest(query: Query, message: bytes) -> bytes:
     return query.identifier.to_bytes(2, "big") + message[2:HEADER_LENGTH] + rest
 
 
-def truncated(query: Query, message: bytes) -> bytes:
-    """What stands for an answer that is too large: TC set, no record but the OPT (RFC 2181, 9)."""
+def truncated(query: Query, message: bytes, size: int) -> bytes:
+    """What stands for an answer above `size` bytes: TC set, no record but the OPT (RFC 2181, 9).
+
+    Nor that, where the OPT is what makes it too large.
+    """
     identifier, flags, questions, *others = _HEADER.unpack_from(message)
     opt = _opt_record(message, sum(others)) if questions == 1 else b""
+    if HEADER_LENGTH + len(query.question) + len(opt) > size:
+        opt = b""
     header = _HEADER.pack(identifier, flags | TC, 1, 0, 0, 1 if opt else 0)
     return header + query.question + opt
 

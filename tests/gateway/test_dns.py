@@ -444,6 +444,26 @@ def test_large_answers_over_udp_are_truncated(edns: int | None, size: int, is_cu
     assert len(talk.replies[0]) <= max(512, edns or 0)
 
 
+@pytest.mark.parametrize(("padding", "has_opt"), [(468, True), (469, False), (65000, False)])
+def test_a_truncated_answer_is_never_too_large_itself(padding: int, has_opt: bool) -> None:
+    """An OPT record that fills the answer is cut off with the rest."""
+    talk = Conversation(FIRST)
+    query = ask_for("www.example", edns=512)
+    talk.query(query)
+
+    def pad(message: dns.message.Message) -> None:
+        option = dns.edns.GenericOption(dns.edns.OptionType.PADDING, bytes(padding))
+        message.use_edns(0, payload=1232, options=[option])
+        with_records(("TXT", '"' + "x" * 255 + '"'))(message)
+
+    talk.answer(change=pad)
+    reply = talk.reply()
+    assert query.is_response(reply)
+    assert reply.flags & dns.flags.TC
+    assert (reply.edns == 0) is has_opt
+    assert len(talk.replies[0]) <= 512
+
+
 # What is no proper query
 
 
