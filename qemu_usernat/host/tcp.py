@@ -52,6 +52,8 @@ def dial(
         # What the guest's kernel has decided to send is not held back by ours.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # Urgent octets are octets of the stream (RFC 6093, 3.1).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         result = sock.connect_ex((format_address(address), port))
         stream = HostTcp(flow, sock, poller, touch)
     except OSError:

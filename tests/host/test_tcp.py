@@ -115,6 +115,16 @@ def test_without_descriptors_the_guest_is_refused_and_others_go_on(room: Loopbac
     assert room.guest.hears_one().tcp.flags == SYN | ACK
 
 
+def test_urgent_octets_are_octets_of_the_stream(room: LoopbackRoom) -> None:
+    """A byte that the server calls urgent is missing nowhere: it comes in its place."""
+    connection, server = room.connect(room.listen())
+    server.send(b"abc")
+    server.send(b"!", socket.MSG_OOB)
+    server.send(b"def")
+    room.settle()
+    assert connection.reads() == b"abc!def"
+
+
 # -- endings
 
 
