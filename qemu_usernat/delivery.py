@@ -5,7 +5,7 @@ that stand for others: with `host_loopback` the guest knows the host's 127.0.0.1
 gateway. It decides nothing about flows.
 """
 
-from attrs import define
+from attrs import define, evolve, field
 
 from qemu_usernat.gateway.icmp import ErrorLimiter
 from qemu_usernat.lan.port import QUEUE_LIMIT
@@ -14,7 +14,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.emit import SegmentTemplate
-from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, icmp_error
+from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, QUOTE_MAXIMUM, icmp_error
 from qemu_usernat.wire.ipv4 import ipv4_frames, ipv4_header
 from qemu_usernat.wire.packets import ICMP, UDP, Buffer, IpPacket
 from qemu_usernat.wire.udp import udp_datagram
@@ -22,6 +22,9 @@ from qemu_usernat.wire.udp import udp_datagram
 UNUSED = bytes(4)
 """The second word of an ICMP error that has no use for it (RFC 792)."""
 
+
+NEIGHBOURS_MAXIMUM = 4096
+"""Guests' addresses remembered; the one heard first is forgotten first."""
 
 ETHERNET_MTU = 1500  # bytes of IP packet (RFC 894): what every guest takes
 
@@ -36,6 +39,8 @@ class Delivery:
     mtu: int
     limiter: ErrorLimiter
     counters: Counters
+    _neighbours: dict[Address, MacAddress] = field(factory=dict)
+    """Where a guest's address was heard last; oldest first."""
     _identification: int = 0
 
     def packet(
@@ -62,6 +67,20 @@ class Delivery:
         )
         for frame in frames:
             self.frame(mac, frame)
+
+    def on_neighbour(self, address: Address, mac: MacAddress) -> None:
+        """A guest has spoken from `address`: whoever has it now gets what is sent to it.
+
+        An address outlives its machine: a new one may have it while old flows still end.
+        """
+        if self._neighbours.get(address) != mac:
+            if len(self._neighbours) >= NEIGHBOURS_MAXIMUM:
+                del self._neighbours[next(iter(self._neighbours))]
+            self._neighbours[address] = mac
+
+    def mac_of(self, address: Address) -> MacAddress | None:
+        """Where `address` was heard last."""
+        return self._neighbours.get(address)
 
     def on_shown_mtu(self, mac: MacAddress, mtu: int) -> None:
         """The guest at `mac` has sent, or has said that it takes, an IP packet of `mtu` bytes."""
@@ -143,14 +162,17 @@ def _template(delivery: Delivery, mac: MacAddress, key: FlowKey) -> SegmentTempl
 class TcpWire:
     """The way to the guest of one TCP flow: a `GuestWire`."""
 
-    __slots__ = ("_delivery", "_flow", "_mac", "_port_of", "_syn", "_template")
+    __slots__ = ("_delivery", "_flow", "_key", "_mac", "_mac_of", "_port_of", "_syn", "_template")
 
     def __init__(self, delivery: Delivery, mac: MacAddress, key: FlowKey, syn: IpPacket) -> None:
+        """`syn` is kept to be quoted, as far as an ICMP error quotes it."""
         self._delivery = delivery
         self._port_of = delivery.switch.port_of
+        self._mac_of = delivery.mac_of
+        self._key = key
         self._mac = mac
         self._template = _template(delivery, mac, key)
-        self._syn = syn
+        self._syn = evolve(syn, payload=syn.payload[: QUOTE_MAXIMUM - len(syn.header)])
         self._flow: TcpFlow | None = None
 
     def bind(self, flow: TcpFlow) -> None:
@@ -167,6 +189,10 @@ class TcpWire:
         options: bytes = b"",
     ) -> None:
         """Queue a segment; one that finds no room is lost, as on any wire."""
+        mac = self._mac_of(self._key[0])
+        if mac is not None and mac != self._mac:
+            self._mac = mac
+            self._template = _template(self._delivery, mac, self._key)
         port = self._port_of(self._mac)
         if port is None:
             self._delivery.counters.count("lan.guest_absent")
@@ -203,7 +229,8 @@ class UdpWire:
         """A datagram from `source` to the guest."""
         delivery = self.delivery
         seen = delivery.as_guest_sees(source)
-        delivery.datagram(self.mac, seen, source_port, self.address, self.port, payload)
+        mac = delivery.mac_of(self.address) or self.mac
+        delivery.datagram(mac, seen, source_port, self.address, self.port, payload)
 
     def unreachable(
         self,
@@ -219,4 +246,5 @@ class UdpWire:
         datagram = udp_datagram(self.address, self.port, seen, port, sent)
         header = ipv4_header(self.address, seen, UDP, len(datagram), 0, 64)
         message = icmp_error(*icmp, header + datagram)
-        delivery.packet(self.mac, delivery.as_guest_sees(offender), self.address, ICMP, message)
+        mac = delivery.mac_of(self.address) or self.mac
+        delivery.packet(mac, delivery.as_guest_sees(offender), self.address, ICMP, message)

@@ -73,11 +73,15 @@ from qemu_usernat.wire.packets import (
 
 DNS_PORT = 53  # RFC 1035, 4.2
 
+_GROUP = 1
+"""Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
+
 _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
 FLOWS_MAXIMUM = 65536
-"""TCP flows at once; beyond it new ones are refused. An idle one costs some 10 KiB."""
+"""Flows and mappings at once, in the table or still ending; beyond it new connections are
+refused. An idle one costs some 10 KiB."""
 
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
@@ -169,6 +173,8 @@ class Router:
                 del self.flows[flow.key]
             self._time_waits.pop(flow, None)
             self.alarms.forget(flow)
+            for port in self.switch.ports:
+                port.waiting.discard(flow)
             return
         self.alarms.arm(flow)
         if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
@@ -231,7 +237,7 @@ class Router:
 
     def on_frame(self, frame: memoryview, now: float) -> None:
         """A frame for the gateway's MAC address, or for everybody; at least 14 bytes."""
-        peeked = peek(frame)
+        peeked = None if frame[0] & _GROUP else peek(frame)
         if peeked is not None:
             (protocol, source, source_port, destination, destination_port, start, end,
              sequence, acknowledgment, flags, window) = peeked  # fmt: skip
@@ -254,6 +260,7 @@ class Router:
                     and not is_loopback(destination)  # which `outward` may be, but no guest names
                     and mapping.knows(outward)
                 ):
+                    self._delivery.on_neighbour(source, frame[6:12].tobytes())
                     mapping.on_guest_datagram(frame[start:end], outward, destination_port, now)
                     return
         self._on_unusual_frame(frame.tobytes(), now)
@@ -265,12 +272,17 @@ class Router:
             frame = decode(octets)
             if isinstance(frame.content, Arp):
                 self._on_arp(frame.content, now)
+            elif frame.destination[0] & _GROUP and not self._is_group(frame.content.destination):
+                # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
+                self.counters.count("ipv4.unicast_to_everybody")
             else:
                 self._on_packet(frame.content, frame.source, now)
         except Malformed as error:
             self.counters.count(error.reason)
 
     def _on_arp(self, arp: Arp, now: float) -> None:
+        if self._is_guest(arp.sender_address):
+            self._delivery.on_neighbour(arp.sender_address, arp.sender_mac)
         answer = self._arp.answer(arp, now)
         if answer is not None:
             mac = answer.target_mac
@@ -285,6 +297,7 @@ class Router:
             else:
                 self.counters.count("ipv4.martian_source")  # RFC 1812, 5.3.7
             return
+        self._delivery.on_neighbour(packet.source, mac)
         whole: IpPacket | None = packet
         if self._is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
             if packet.more_fragments or packet.fragment_offset:
@@ -300,12 +313,15 @@ class Router:
         else:
             self.counters.count("ipv4.martian_source")
 
-    def _is_for_gateway(self, destination: Address) -> bool:
+    def _is_group(self, destination: Address) -> bool:
+        """Multicast, or broadcast to everybody or to the guests' network."""
         return (
-            destination in self._own
-            or is_multicast_or_broadcast(destination)
+            is_multicast_or_broadcast(destination)
             or int.from_bytes(destination, "big") == self._subnet[1]
         )
+
+    def _is_for_gateway(self, destination: Address) -> bool:
+        return destination in self._own or self._is_group(destination)
 
     def _may_leave(self, packet: IpPacket, mac: MacAddress, now: float) -> bool:
         """Whether a packet may go on to the host's world; says no to the guest where it may not."""
@@ -330,7 +346,7 @@ class Router:
             self._delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
             return
         content = decode_transport(packet)
-        group = packet.destination not in self._own and self._is_for_gateway(packet.destination)
+        group = self._is_group(packet.destination)
         if isinstance(content, UdpDatagram):
             if content.destination_port == SERVER_PORT and self._is_for_gateway(packet.destination):
                 self._on_dhcp(content.payload, now)
@@ -382,7 +398,7 @@ class Router:
         self.flows[key] = flow
         self.touch(flow)
         destination, port = packet.destination, syn.destination_port
-        if len(self.flows) > FLOWS_MAXIMUM:
+        if len(self.alarms) >= FLOWS_MAXIMUM:
             self.counters.count("tcp.flows_full")
             flow.on_host_failed(None, now)
         elif destination in self._own and port == DNS_PORT:

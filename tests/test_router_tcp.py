@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from qemu_usernat import router
+from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
+from qemu_usernat.wire.icmp import HOST_UNREACHABLE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.scripted_guest import (
     GATEWAY,
@@ -19,6 +21,7 @@ from tests.scripted_guest import (
     ScriptedGuest,
     ScriptedNetwork,
     ScriptedServer,
+    icmp,
     packed,
 )
 
@@ -370,3 +373,52 @@ def test_what_the_host_does_not_take_comes_back_as_window(
     network.end_turn()
     assert server.received == sent
     assert not server.writing
+
+
+def test_flows_that_have_ended_do_not_wait_for_a_stopped_guest(network: ScriptedNetwork) -> None:
+    """A guest that does not read opens and resets connections: none of them is kept."""
+    guest = network.guest()
+    guest.reads = False
+    echo = guest.fragments(icmp(8, 0, bytes(4), bytes(60000)), 1, GATEWAY, 1480)
+    while guest.port.queued < STALLED_AT:
+        guest.sends(*echo)
+    for sport in range(1024, 1124):
+        guest.sends(guest.segment(sport, NAMESERVER, 53, SYN, 1000))
+        guest.sends(guest.segment(sport, NAMESERVER, 53, RST, 1001))
+    assert not network.router.flows
+    assert not guest.port.waiting
+
+
+def test_what_a_syn_carries_is_not_kept(network: ScriptedNetwork) -> None:
+    """An ICMP error quotes 548 bytes: that much of the SYN is remembered, not 60,000."""
+    guest = ScriptedNetwork(mtu=65520).guest()
+    guest.sends(guest.segment(40000, SERVER, 80, SYN, 1000, payload=bytes(60000)))
+    (server,) = guest.network.host.servers
+    syn = server.flow.wire._syn  # type: ignore[attr-defined]
+    assert len(syn.header) + len(syn.payload) == 548
+    server.fails(HOST_UNREACHABLE)
+    assert len(guest.hears_one().icmp.payload) == 548
+
+
+def test_connections_that_still_end_count(
+    network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest is done and its server does not read: a new SYN does not hide the old flow."""
+    monkeypatch.setattr(router, "FLOWS_MAXIMUM", 5)
+    refused = 0
+    for turn in range(10):
+        guest.sends(guest.segment(40000, SERVER, 80, SYN, 1000 + turn * 100_000))
+        if guest.hears()[-1:] and network.counters["tcp.flows_full"]:
+            refused += 1
+            continue
+        server = network.host.servers[-1]
+        server.takes = 0
+        server.accepts()
+        ours = guest.hears_one().tcp.sequence + 1
+        first = 1001 + turn * 100_000
+        guest.sends(guest.segment(40000, SERVER, 80, ACK | FIN, first, ours, payload=b"unread"))
+        server.ends()
+        guest.hears()
+        guest.sends(guest.segment(40000, SERVER, 80, ACK, first + 7, ours + 1))
+    assert refused
+    assert len(network.router.alarms) <= 5

@@ -82,8 +82,8 @@ class TcpFlow:
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
 
-    _answered_at: float = -NEVER
-    """When our SYN,ACK first left: the first round trip that is measured."""
+    _answered_at: float | None = None
+    """When our SYN,ACK left, if it left once: the first round trip that is measured."""
     _ack_now: bool = False
     _ack_at: float = NEVER
     _heard_at: float = field(init=False)
@@ -170,13 +170,12 @@ class TcpFlow:
         if state is GuestState.SYN_HELD or state in GUEST_GONE:
             return self._before_answer(offset, flags)
         if state is GuestState.SYN_RECEIVED and flags & SYN and offset == -1:
+            self._answered_at = None  # Karn: which of the two is acknowledged is not known
             self._send_syn_ack()  # our SYN,ACK was lost, or is still on its way
             return False
         if state is GuestState.TIME_WAIT:
-            # A RST ends nothing here (RFC 1337, 2).
-            if flags & FIN and not flags & RST:
-                self._time_wait_until = now + TIME_WAIT  # our last ACK was lost
-                self._ack_now = True
+            if not flags & RST:  # which ends nothing here (RFC 1337, 2)
+                self._on_time_wait_segment(offset, length, flags, now)
             return False
         if not self._in_window(offset, length + (flags & FIN)):
             if not flags & RST:
@@ -194,6 +193,16 @@ class TcpFlow:
             self._challenge(now)  # RFC 5961, 4.2
             return False
         return True
+
+    def _on_time_wait_segment(self, offset: int, length: int, flags: int, now: float) -> None:
+        """RFC 9293, 3.10.7.4: a FIN again, as our last ACK was lost; or what is out of place."""
+        if flags & FIN:
+            self._time_wait_until = now + TIME_WAIT
+            self._ack_now = True
+        elif flags & SYN:
+            self._challenge(now)
+        elif not self._in_window(offset, length):
+            self._ack_now = True
 
     def _before_answer(self, offset: int, flags: int) -> bool:
         """No octet is expected yet, or ever again."""
@@ -235,7 +244,7 @@ class TcpFlow:
             if sender.retransmissions:
                 sender.round_trip.timeout = RTO_AFTER_LOST_SYN
                 sender.retransmissions = 0
-            else:
+            elif self._answered_at is not None:
                 sender.round_trip.sample(now - self._answered_at)
             sender.on_window(sequence, 0, window)
             self._move_guest(GuestEvent.SYN_ACKED)

@@ -230,8 +230,9 @@ class Receiver:
         if self.fin_consumed:
             return False
         # No more than the field can say: the same window again reads as a duplicate ACK.
-        wanted = self.position + min(self.capacity - self.queued, 0xFFFF << self.scale)
-        step = min(self.maximum_segment_size * 2, self.capacity // 2)
+        largest = 0xFFFF << self.scale
+        wanted = self.position + min(self.capacity - self.queued, largest)
+        step = min(self.maximum_segment_size * 2, self.capacity // 2, largest // 2)
         return wanted - self.right_edge >= step
 
     def offset_of(self, sequence: int) -> int:

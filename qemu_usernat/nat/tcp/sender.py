@@ -26,6 +26,10 @@ from qemu_usernat.wire.packets import FIN, PSH, Buffer
 RETRANSMISSIONS_MAXIMUM = 15
 """R2 of RFC 9293, 3.8.3 (at least 100 s): some nine minutes at our timeouts."""
 
+JOINED_BELOW = 4096
+"""Octets below which neighbours are retained as one: a server that writes octet by octet costs
+neither an object for each, nor a segment for each when they are repeated."""
+
 
 class Transmit(Protocol):
     """How the sender puts a segment on the wire; the flow adds ports, ACK and window."""
@@ -97,7 +101,12 @@ class Sender:
 
     def take(self, payload: Buffer, length: int) -> None:
         """Retain `length` octets from the host until they are acknowledged."""
-        self._chunks.append((self.end, memoryview(payload)))
+        chunks = self._chunks
+        if length < JOINED_BELOW and chunks and len(chunks[-1][1]) < JOINED_BELOW:
+            start, last = chunks.pop()
+            chunks.append((start, memoryview(b"".join((last, payload)))))
+        else:
+            chunks.append((self.end, memoryview(payload)))
         self.end += length
         self.data_waiting = False
 

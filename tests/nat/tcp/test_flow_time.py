@@ -5,7 +5,7 @@ import pytest
 from qemu_usernat.nat.tcp.flow import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.time import HOUR, MINUTE
-from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, in_state
 
 G, H = GuestState, HostState
@@ -166,3 +166,24 @@ def test_an_alarm_that_rings_early_does_nothing(state: GuestState) -> None:
     talk.guest.gets_nothing()
     assert talk.flow.deadline() == deadline
     assert talk.flow.guest_state is state
+
+
+def test_the_handshake_is_the_first_round_trip() -> None:
+    """A guest that took 300 ms to answer the SYN,ACK is given time from its first octet on."""
+    talk = Conversation()
+    talk.host.connects()
+    talk.advance(0.3)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK)
+    assert talk.flow.sender.round_trip.smoothed == pytest.approx(0.3)
+
+
+def test_a_handshake_that_was_repeated_is_not_measured() -> None:
+    """Karn (RFC 6298, 3): nobody knows which SYN,ACK the guest has answered."""
+    talk = Conversation()
+    talk.host.connects()
+    talk.guest.sends(SYN, at=-1)
+    talk.guest.loses_everything()
+    talk.advance(0.3)
+    talk.guest.sends(ACK)
+    assert talk.flow.sender.round_trip.smoothed is None

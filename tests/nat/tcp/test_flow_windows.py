@@ -237,3 +237,18 @@ def test_a_guest_with_a_tiny_buffer_gets_everything(window: int) -> None:
         stream += talk.guest.gets_stream()
         talk.guest.sends(ACK)
     assert stream == bytes(range(200))
+
+
+@pytest.mark.parametrize("scale", [None, 7])
+@pytest.mark.parametrize("mtu", [1500, 65520])
+def test_a_server_that_reads_again_is_said_at_once(scale: int | None, mtu: int) -> None:
+    """Whether or not windows are scaled, and however large our MTU is."""
+    talk = Conversation.open(scale=scale, mtu=mtu, mss=1460)
+    talk.host.takes(0)
+    while room := talk.flow.receiver.room:
+        talk.guest.sends(ACK, bytes(min(1460, room)))
+        talk.guest.loses_everything()
+    talk.host.takes(10**9)
+    talk.end_turn()
+    talk.guest.gets(ACK)
+    assert talk.flow.receiver.room >= 32768

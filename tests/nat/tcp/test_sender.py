@@ -406,3 +406,14 @@ def test_whatever_the_guest_answers(isn: int, steps: list[tuple[str, int]]) -> N
             assert sender.probe_at <= b.now + RTO_MAXIMUM
         if not sender.in_flight:
             assert sender.retransmit_at == NEVER
+
+
+def test_a_server_that_writes_octet_by_octet_costs_no_more_than_its_octets() -> None:
+    """Retained as one, and repeated as full segments."""
+    b = bench(window=60_000)
+    for _ in range(20_000):
+        b.host_says(1)
+    assert len(b.sender._chunks) <= 10
+    b.lengths()
+    b.times_out()
+    assert b.lengths() == [(0, 1000)]

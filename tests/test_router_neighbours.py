@@ -1,0 +1,86 @@
+"""Addresses outlive machines: what is sent to one goes to whoever has it now."""
+
+import pytest
+
+from qemu_usernat import delivery
+from qemu_usernat.wire.packets import ACK, PSH, RST, SYN
+from tests.scripted_guest import (
+    BROADCAST_MAC,
+    GATEWAY,
+    GUEST,
+    GUEST_MAC,
+    OTHER_MAC,
+    SERVER,
+    ScriptedGuest,
+    ScriptedNetwork,
+    packed,
+    tcp,
+)
+
+
+@pytest.fixture
+def network() -> ScriptedNetwork:
+    return ScriptedNetwork(mtu=1500)
+
+
+def successor(network: ScriptedNetwork, guest: ScriptedGuest) -> ScriptedGuest:
+    """The guest's machine is gone; another one, with its own MAC, has its address."""
+    network.router.switch.detach(guest.port)
+    network.router.on_link_down(guest.port, network.now)
+    return network.guest(mac=OTHER_MAC, address=GUEST)
+
+
+def test_answers_to_a_fixed_port_find_the_new_machine(network: ScriptedNetwork) -> None:
+    """NTP from port 123 of a VM made anew, while the old one's mapping still lives."""
+    guest = network.guest()
+    guest.sends(guest.datagram(123, SERVER, 123, b"time?"))
+    heir = successor(network, guest)
+    heir.sends(heir.datagram(123, SERVER, 123, b"time?"))
+    network.host.sockets[-1].hears(b"now", SERVER, 123)
+    answer = heir.hears_one()
+    assert (answer.udp.payload, answer.destination_mac) == (b"now", OTHER_MAC)
+
+
+def test_a_connection_of_the_old_machine_does_not_keep_the_new_one_out(
+    network: ScriptedNetwork,
+) -> None:
+    """A SYN on the old four-tuple is challenged where it came from; the reset clears the way."""
+    guest = network.guest()
+    old = guest.connects(sport=40000)
+    heir = successor(network, guest)
+    heir.sends(heir.segment(40000, SERVER, 80, SYN, 77777))
+    challenge = heir.hears_one()
+    assert (challenge.tcp.flags, challenge.destination_mac) == (ACK, OTHER_MAC)
+    heir.sends(heir.segment(40000, SERVER, 80, RST, challenge.tcp.acknowledgment))
+    assert old.server.was_reset
+    new = heir.connects(sport=40000)
+    heir.sends(new.segment(ACK | PSH, b"hello"))
+    assert new.server.received == b"hello"
+
+
+def test_a_guest_cannot_make_us_remember_addresses_without_end(
+    network: ScriptedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one heard first is forgotten first."""
+    monkeypatch.setattr(delivery, "NEIGHBOURS_MAXIMUM", 2)
+    guest = network.guest()
+    for address in ("10.0.2.20", "10.0.2.21", "10.0.2.22"):
+        other = network.guest(mac=GUEST_MAC, address=address)
+        other.sends(other.ping(GATEWAY))
+    paths = network.router._delivery
+    assert paths.mac_of(packed("10.0.2.20")) is None
+    assert paths.mac_of(packed("10.0.2.22")) == guest.mac
+
+
+def test_a_packet_for_one_in_a_frame_for_all_is_dropped(network: ScriptedNetwork) -> None:
+    """RFC 1122, 3.2.2 and 3.3.6: neither an ICMP error nor a connection comes of it."""
+    guest = network.guest()
+    guest.sends(
+        guest.datagram(5000, GATEWAY, 9, b"x", destination_mac=BROADCAST_MAC),
+        guest.packet(
+            tcp(GUEST, 4000, SERVER, 80, SYN, 1000), 6, SERVER, destination_mac=BROADCAST_MAC
+        ),
+    )
+    assert guest.hears() == []
+    assert not network.router.flows
+    assert network.counters["ipv4.unicast_to_everybody"] == 2
