@@ -9,6 +9,7 @@ many there are. What a message says is not looked at here.
 import contextlib
 import errno
 import socket
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,11 +19,15 @@ from attrs import define, field
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import format_address
+from qemu_usernat.primitives.time import NEVER, SECOND
 
 DNS_PORT = 53
 
 RESOLVERS_MAXIMUM = 3
 """Resolvers used of those listed, as the C library does (resolv.conf(5), MAXNS)."""
+
+LOOK_INTERVAL = 1 * SECOND
+"""How often at most the host's list of resolvers is looked at."""
 
 _MESSAGE_MAXIMUM = 65535  # bytes of a DNS message, over UDP as over TCP
 _LENGTH_SIZE = 2  # bytes before each message over TCP (RFC 1035, 4.2.2)
@@ -30,18 +35,46 @@ _LENGTH_SIZE = 2  # bytes before each message over TCP (RFC 1035, 4.2.2)
 AnswerCallback = Callable[[int, bytes | None, float], None]
 
 
-def system_resolvers(path: Path = Path("/etc/resolv.conf")) -> list[Upstream]:
-    """The resolvers that the host uses, in its order; none if there is no such file.
+@define
+class SystemResolvers:
+    """The resolvers that the host uses, in its order; called for those of the moment.
+
+    The file is followed: a server may be up before its host's network, and a laptop moves from
+    one network to the next. A file that cannot be read changes nothing. `clock` is in seconds.
+    """
+
+    path: Path = Path("/etc/resolv.conf")
+    clock: Callable[[], float] = time.monotonic
+    _resolvers: list[Upstream] = field(factory=list, init=False)
+    _version: tuple[int, ...] = field(default=(), init=False)
+    _next_look: float = field(default=-NEVER, init=False)
+
+    def __call__(self) -> list[Upstream]:
+        """Those that the file named when it was last looked at; none if there was never one."""
+        now = self.clock()
+        if now >= self._next_look:
+            self._next_look = now + LOOK_INTERVAL
+            with contextlib.suppress(OSError):
+                self._look()
+        return self._resolvers
+
+    def _look(self) -> None:
+        status = self.path.stat()
+        # The time alone does not tell two changes within one tick of the kernel's from each other.
+        version = status.st_mtime_ns, status.st_ino, status.st_size
+        if version != self._version:
+            self._resolvers = _read_resolvers(self.path)
+            self._version = version
+
+
+def _read_resolvers(path: Path) -> list[Upstream]:
+    """The name servers of a resolv.conf; OSError where it cannot be read.
 
     Lines that are no name server's are skipped, and link-local addresses with a scope, which mean
     nothing without their interface.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
     resolvers = []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.split()
         if len(words) < 2 or words[0] != "nameserver" or "%" in words[1]:
             continue

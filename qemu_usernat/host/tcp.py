@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from qemu_usernat.host.refusals import refusal_code
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address, format_address
@@ -20,22 +21,6 @@ READ_SIZE = 256 * 1024
 _IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux and macOS)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
-
-_ICMP_CODES = {  # errno of connect(2) to the code of ICMP destination unreachable
-    errno.ENETUNREACH: 0,
-    errno.ENETDOWN: 0,
-    errno.EHOSTUNREACH: 1,
-    errno.EHOSTDOWN: 1,
-    errno.ETIMEDOUT: 1,
-    errno.EADDRNOTAVAIL: 1,
-    errno.EACCES: 13,
-    errno.EPERM: 13,
-}
-
-
-def refusal_code(error: int) -> int | None:
-    """The ICMP code that says this errno of connect(2); None where a reset says it."""
-    return _ICMP_CODES.get(error)
 
 
 def dial(

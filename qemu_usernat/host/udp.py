@@ -11,10 +11,12 @@ import socket
 import struct
 import sys
 
+from qemu_usernat.host.refusals import refusal_code
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
-from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE
 from qemu_usernat.wire.packets import Buffer
 
 DATAGRAMS_AT_ONCE = 64
@@ -109,17 +111,21 @@ class HostUdp:
         if self._sock is None:
             return
         peer = (format_address(address), port)
-        for _ in range(2):
-            try:
-                self._sock.sendto(payload, peer)
-            except OSError as error:
-                if error.errno == errno.ECONNREFUSED:
-                    # It is about an earlier datagram, and is now cleared (socket(7)).
-                    self._read_errors(self._sock)
-                    continue
-                name = errno.errorcode.get(error.errno or 0, "error").lower()
-                self._counters.count(f"udp.send_{name}")
-            return
+        error = _send(self._sock, payload, peer)
+        if error not in (0, errno.EAGAIN):
+            # It may be about an earlier datagram, to whomever: that is cleared by the saying.
+            self._read_errors(self._sock)
+            error = _send(self._sock, payload, peer)
+        if error:
+            self._on_unsent(error, payload, address, port)
+
+    def _on_unsent(self, error: int, payload: Buffer, address: Address, port: int) -> None:
+        self._counters.count(f"udp.send_{errno.errorcode.get(error, 'error').lower()}")
+        code = refusal_code(error)
+        if code is not None:
+            # The host itself says so, as a router without a route would.
+            icmp = DESTINATION_UNREACHABLE, code, bytes(4)
+            self._mapping.on_host_error(icmp, LOOPBACK_IPV4, address, port, bytes(payload))
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -127,3 +133,12 @@ class HostUdp:
             self._poller.forget(self._sock)
             self._sock.close()
             self._sock = None
+
+
+def _send(sock: socket.socket, payload: Buffer, peer: tuple[str, int]) -> int:
+    """Zero, or the errno of sendto(2)."""
+    try:
+        sock.sendto(payload, peer)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0

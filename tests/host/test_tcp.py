@@ -1,13 +1,11 @@
 """The host half of TCP over real sockets: what a server does, the guest sees, and the reverse."""
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
-from qemu_usernat.host.tcp import refusal_code
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.host.loopback import (
@@ -67,23 +65,6 @@ def test_a_closed_port_is_closed_at_once(room: LoopbackRoom) -> None:
     assert (refusal.flags, refusal.acknowledgment) == (RST | ACK, 1001)
     room.network.assert_nothing_left()
     assert open_descriptors() == before
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (errno.ECONNREFUSED, None),
-        (errno.ECONNRESET, None),
-        (errno.ENETUNREACH, 0),
-        (errno.EHOSTUNREACH, 1),
-        (errno.ETIMEDOUT, 1),
-        (errno.EACCES, 13),
-        (errno.EPERM, 13),
-    ],
-)
-def test_each_failure_of_connect_is_said_in_icmp_s_words(error: int, code: int | None) -> None:
-    """Refusal is a reset; no route, no host and a firewall have codes of their own."""
-    assert refusal_code(error) == code
 
 
 def test_a_guest_that_gives_up_gives_the_socket_back(room: LoopbackRoom) -> None:

@@ -1,5 +1,8 @@
 """UDP over real sockets: echo, and the errors that come back for datagrams."""
 
+import errno
+import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -64,6 +67,24 @@ def test_a_pending_error_costs_no_other_datagram(room: LoopbackRoom) -> None:
     assert server.recv(100) == b"hello"
     room.settle(turns=5)
     assert [heard.icmp.code for heard in room.guest.hears()] == [3]
+
+
+@pytest.mark.parametrize("error", [errno.EHOSTUNREACH, errno.ENOPROTOOPT, errno.EACCES])
+def test_whatever_is_pending_costs_no_other_datagram(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Any ICMP error waits for the next send, to whomever: that is told of it, and sent again."""
+    server, pending, send = room.udp_server(), [error], socket.socket.sendto
+
+    def sendto(sock: socket.socket, payload: bytes, peer: tuple[str, int]) -> int:
+        if pending:
+            raise OSError(pending.pop(), "of an earlier datagram")
+        return send(sock, payload, peer)
+
+    monkeypatch.setattr(socket.socket, "sendto", sendto)
+    room.guest.sends(room.guest.datagram(1234, GATEWAY, port_of(server), b"hello"))
+    assert server.recv(100) == b"hello"
+    assert not room.counters
 
 
 def test_errors_and_datagrams_at_once(room: LoopbackRoom) -> None:
@@ -135,6 +156,43 @@ def test_without_descriptors_the_guest_is_told(room: LoopbackRoom) -> None:
     room.network.assert_nothing_left()
     room.guest.sends(frame)
     assert server.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(errno.ENETUNREACH, 0), (errno.EHOSTUNREACH, 1), (errno.EACCES, 13), (errno.EPERM, 13)],
+)
+def test_no_way_out_is_told_at_once(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch, error: int, code: int
+) -> None:
+    """A host without a route, or with a firewall, says so: the guest's program need not wait."""
+
+    def sendto(*_: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(socket.socket, "sendto", sendto)
+    room.guest.sends(room.guest.datagram(1234, GATEWAY, 9, b"anybody?"))
+    told = room.guest.hears_one()
+    assert (told.source, told.icmp.type, told.icmp.code) == (GATEWAY, 3, code)
+    about = ipv4(GUEST, GATEWAY, 17, udp(GUEST, 1234, GATEWAY, 9, b"anybody?"), identification=0)
+    assert told.icmp.payload == about
+    assert room.counters[f"udp.send_{errno.errorcode[error].lower()}"] == 1
+
+
+def test_a_full_socket_is_no_news_for_the_guest(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A datagram that finds no room is lost, as in any network, and counted; once is enough."""
+    tried = []
+
+    def sendto(*_: object) -> int:
+        tried.append(True)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(socket.socket, "sendto", sendto)
+    room.guest.sends(room.guest.datagram(1234, GATEWAY, 9, b"anybody?"))
+    assert room.guest.hears() == []
+    assert (len(tried), room.counters["udp.send_eagain"]) == (1, 1)
 
 
 def test_what_the_host_refuses_to_send_is_counted(room: LoopbackRoom) -> None:
