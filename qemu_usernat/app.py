@@ -21,7 +21,7 @@ from qemu_usernat.config.endpoints import Endpoint
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host import tcp, udp
-from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
+from qemu_usernat.host.resolve import SystemResolvers, UpstreamAsker
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
@@ -63,7 +63,7 @@ class Server:
         asker = self._asker = UpstreamAsker(self.poller)
         forwarder = DnsForwarder(
             zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
-            upstreams=upstreams or system_resolvers(),
+            upstreams=(lambda: upstreams) if upstreams else SystemResolvers(),
             asker=asker,
             random_id=partial(secrets.randbits, 16),
             counters=self.counters,

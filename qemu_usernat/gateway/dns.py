@@ -82,10 +82,14 @@ class _Pending:
 
 @define
 class DnsForwarder:
-    """One segment's name server. `random_id()` gives unpredictable identifiers, 0 to 65535."""
+    """One segment's name server.
+
+    `upstreams()` gives the resolvers of the moment, the one to ask first first; `random_id()`
+    unpredictable identifiers, 0 to 65535.
+    """
 
     zone: Zone
-    upstreams: Sequence[Upstream]
+    upstreams: Callable[[], Sequence[Upstream]]
     asker: Asker
     random_id: Callable[[], int]
     counters: Counters
@@ -170,7 +174,7 @@ class DnsForwarder:
             self.counters.count("dns.too_many_queries")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
-        untried = list(dict.fromkeys(self.upstreams))
+        untried = list(dict.fromkeys(self.upstreams()))
         if len(untried) == 1:
             untried *= 2
         pending = _Pending(query, message, transport, reply, untried)

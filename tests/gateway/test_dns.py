@@ -56,10 +56,11 @@ class Conversation:
         self.asker = ScriptedAsker()
         self.counters = Counters()
         self.replies: list[bytes] = []
+        self.upstreams = list(upstreams)
         counting = iter(range(0x1000, 0xFFFF)).__next__
         self.forwarder = DnsForwarder(
             Zone(parse_address("10.0.2.2"), parse_address("10.0.2.3"), 24),
-            upstreams,
+            lambda: self.upstreams,
             self.asker,
             identifiers or counting,
             self.counters,
@@ -351,6 +352,18 @@ def test_no_upstream_at_all_is_servfail() -> None:
     talk = Conversation()
     talk.query(ask_for("www.example"))
     assert talk.reply().rcode() == dns.rcode.SERVFAIL
+
+
+def test_upstreams_are_those_of_the_moment() -> None:
+    """A server that was there before its host's network works as soon as that is up."""
+    talk = Conversation()
+    talk.query(ask_for("early.example"))
+    assert talk.reply().rcode() == dns.rcode.SERVFAIL
+    talk.upstreams.append(FIRST)
+    talk.query(ask_for("www.example"))
+    talk.upstreams[:] = [SECOND]
+    talk.query(ask_for("later.example"))
+    assert talk.asked() == [FIRST, SECOND]
 
 
 @pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])

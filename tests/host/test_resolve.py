@@ -9,12 +9,13 @@ from pathlib import Path
 
 import dns.message
 import pytest
+from attrs import define, field
 
 from qemu_usernat.gateway.dns import DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
-from qemu_usernat.host.resolve import UpstreamAsker, system_resolvers
+from qemu_usernat.host.resolve import LOOK_INTERVAL, SystemResolvers, UpstreamAsker
 from qemu_usernat.poller import Poller
-from qemu_usernat.primitives.addresses import parse_address
+from qemu_usernat.primitives.addresses import format_address, parse_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import NEVER
 
@@ -263,7 +264,7 @@ def test_a_lookup_survives_a_dead_first_resolver(
         resolver, upstream = tcp_resolver(stack)
     zone = Zone(parse_address("10.0.2.2"), parse_address("10.0.2.3"), 24)
     upstreams = ((LOOPBACK, closed_port()), upstream)
-    forwarder = DnsForwarder(zone, upstreams, desk.asker, lambda: 0xBEEF, counters)
+    forwarder = DnsForwarder(zone, lambda: upstreams, desk.asker, lambda: 0xBEEF, counters)
     desk.asker.on_answer = forwarder.on_answer
     query = dns.message.make_query("www.example", "A")
     forwarder.on_query(query.to_wire(), transport, replies.append, 0.0)
@@ -305,7 +306,7 @@ def test_the_system_s_resolvers_are_read(tmp_path: Path) -> None:
         "nameserver 192.0.2.3\n"
         "nameserver 192.0.2.4\n"
     )
-    assert system_resolvers(file) == [
+    assert SystemResolvers(file)() == [
         (parse_address("127.0.0.53"), 53),
         (parse_address("2001:db8::53"), 53),
         (parse_address("192.0.2.3"), 53),
@@ -314,7 +315,64 @@ def test_the_system_s_resolvers_are_read(tmp_path: Path) -> None:
 
 def test_a_host_without_resolvers_has_none(tmp_path: Path) -> None:
     """No file, an empty one, one that is no text: no resolvers, and no error."""
-    assert system_resolvers(tmp_path / "missing") == []
+    file = tmp_path / "resolv.conf"
+    assert SystemResolvers(file)() == []
     for content in (b"", b"\xff\xfe\0binary\n"):
-        (tmp_path / "resolv.conf").write_bytes(content)
-        assert system_resolvers(tmp_path / "resolv.conf") == []
+        file.write_bytes(content)
+        assert SystemResolvers(file)() == []
+
+
+@define
+class HostFile:
+    """A resolv.conf that changes, and the time of day."""
+
+    path: Path
+    now: float = 100.0
+    resolvers: SystemResolvers = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.resolvers = SystemResolvers(self.path, lambda: self.now)
+
+    def name(self, address: str) -> None:
+        """A network manager puts a new file in the old one's place."""
+        new = self.path.with_suffix(".new")
+        new.write_text(f"nameserver {address}\n")
+        new.replace(self.path)
+
+    def named(self) -> list[str]:
+        """The resolvers, a look's interval later."""
+        self.now += LOOK_INTERVAL
+        return [format_address(address) for address, _ in self.resolvers()]
+
+
+def test_the_host_s_resolvers_are_followed(tmp_path: Path) -> None:
+    """The network comes up after us, or becomes another one: no restart is needed."""
+    host = HostFile(tmp_path / "resolv.conf")
+    assert host.named() == []
+    host.name("192.0.2.1")
+    assert host.named() == ["192.0.2.1"]
+    assert host.named() == ["192.0.2.1"]
+    host.name("192.0.2.2")
+    assert host.named() == ["192.0.2.2"]
+
+
+def test_a_file_that_goes_away_leaves_what_it_said(tmp_path: Path) -> None:
+    """Between the old file and the new one, names are still found."""
+    host = HostFile(tmp_path / "resolv.conf")
+    host.name("192.0.2.1")
+    assert host.named() == ["192.0.2.1"]
+    host.path.unlink()
+    assert host.named() == ["192.0.2.1"]
+    host.name("192.0.2.2")
+    assert host.named() == ["192.0.2.2"]
+
+
+def test_the_file_is_not_looked_at_for_every_query(tmp_path: Path) -> None:
+    """A flood of queries costs one look a second."""
+    host = HostFile(tmp_path / "resolv.conf")
+    host.name("192.0.2.1")
+    before = host.named()
+    host.name("192.0.2.2")
+    host.now += LOOK_INTERVAL / 2
+    assert host.resolvers() == [(parse_address(address), 53) for address in before]
+    assert host.named() == ["192.0.2.2"]
