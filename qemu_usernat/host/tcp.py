@@ -96,6 +96,9 @@ class HostTcp:
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             self._flow.on_host_failed(refusal_code(error), now)
+        elif _has_met_itself(self._sock):
+            self.reset()
+            self._flow.on_host_failed(None, now)
         else:
             self._connected = True
             self._flow.on_host_connected(now)
@@ -178,3 +181,15 @@ class HostTcp:
         else:
             self._poller.forget(self._sock)
         self._reading, self._writing = read, write
+
+
+def _has_met_itself(sock: socket.socket) -> bool:
+    """Whether both ends of a connection are this one.
+
+    The kernel may give us the very port that we dial on this host: nobody listens there, and
+    the SYN meets itself (RFC 9293, 3.5, simultaneous open).
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # the server has already reset the connection
+        return False

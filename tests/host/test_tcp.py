@@ -67,6 +67,27 @@ def test_a_closed_port_is_closed_at_once(room: LoopbackRoom) -> None:
     assert open_descriptors() == before
 
 
+def test_a_port_that_answers_itself_is_closed(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever dials a closed port often enough is once given that very port to dial from."""
+    port, connect = closed_port(), socket.socket.connect_ex
+
+    def from_the_same_port(sock: socket.socket, address: tuple[str, int]) -> int:
+        sock.bind(address)
+        return connect(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect_ex", from_the_same_port)
+    before = open_descriptors()
+    room.guest.sends(room.guest.segment(40000, GATEWAY, port, SYN, 1000))
+    room.settle()
+    assert room.guest.hears_one().tcp.flags == RST | ACK
+    room.network.assert_nothing_left()
+    assert open_descriptors() == before
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", port))  # nothing lingers there
+
+
 def test_a_guest_that_gives_up_gives_the_socket_back(room: LoopbackRoom) -> None:
     """RST while the server is dialled: the descriptor is free in the same turn."""
     listener = room.listen()
