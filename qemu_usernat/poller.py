@@ -5,12 +5,17 @@ selector has a descriptor of its own (epoll, kqueue), and one look at it serves 
 socket that is ready.
 """
 
+import contextlib
+import errno
 import selectors
 import socket
 from typing import Protocol, TypeAlias
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+
+BUSY = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM})
+"""The errno of a write that took nothing for now: to be tried again when the socket is writable."""
 
 Ready: TypeAlias = list[tuple[selectors.SelectorKey, int]]
 """Sockets with their handlers, and which of READ and WRITE."""
@@ -39,16 +44,23 @@ class Poller:
     def watch(
         self, sock: socket.socket, handler: Handler, *, read: bool = False, write: bool = False
     ) -> None:
-        """Report readiness of `sock` to `handler`; at least one of `read` and `write`."""
+        """Report readiness of `sock` to `handler`; at least one of `read` and `write`.
+
+        OSError where the system cannot watch one more.
+        """
         self._selector.register(sock, READ * read | WRITE * write, handler)
 
     def change(self, sock: socket.socket, *, read: bool = False, write: bool = False) -> None:
-        """Report other readiness of a watched socket; at least one of `read` and `write`."""
+        """Report other readiness of a watched socket; at least one of `read` and `write`.
+
+        OSError where the system cannot; the socket is forgotten then.
+        """
         self._selector.modify(sock, READ * read | WRITE * write, self._selector.get_key(sock).data)
 
     def forget(self, sock: socket.socket) -> None:
-        """Report nothing more; before the socket is closed."""
-        self._selector.unregister(sock)
+        """Report nothing more; before the socket is closed. No harm if it is not watched."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(sock)
 
     def wait(self, patience: float = 0.0) -> Ready:
         """What is ready, waiting for the first of it up to `patience` seconds."""

@@ -1,5 +1,6 @@
 """The poller over real sockets: who is told of what, and when it is silent."""
 
+import os
 import selectors
 import socket
 from collections.abc import Iterator
@@ -84,6 +85,18 @@ def test_the_forgotten_are_told_nothing(poller: Poller, pair: Pair) -> None:
     assert not is_ready(poller)
     assert not poller.wait()
     assert handler.told == []
+
+
+def test_who_cannot_be_watched_is_forgotten(poller: Poller, pair: Pair) -> None:
+    """The system refuses a change, here of a descriptor that is gone: the owner may go on."""
+    sock = socket.socket(fileno=os.dup(pair[0].fileno()))
+    poller.watch(sock, Handler(), read=True)
+    os.close(sock.fileno())
+    with pytest.raises(OSError, match="Bad file"):
+        poller.change(sock, write=True)
+    poller.forget(sock)
+    poller.forget(sock)
+    sock.detach()
 
 
 @pytest.mark.parametrize("asked", ["readable", "writable"])

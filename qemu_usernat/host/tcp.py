@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from qemu_usernat.host.refusals import refusal_code
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.poller import Poller
+from qemu_usernat.poller import BUSY, Poller
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.wire.packets import Buffer
 
@@ -136,10 +136,9 @@ class HostTcp:
             if len(buffers) == 1:
                 return self._sock.send(buffers[0])
             return self._sock.sendmsg(buffers[:_IOV_MAXIMUM])
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._on_broken(self._sock, now)
+        except OSError as error:
+            if error.errno not in BUSY:
+                self._on_broken(self._sock, now)
             return 0
 
     def _on_broken(self, sock: socket.socket, now: float) -> None:
@@ -171,15 +170,20 @@ class HostTcp:
             self._sock = None
 
     def watch(self, read: bool, write: bool, now: float) -> None:
-        """Tell the poller, if anything changed."""
+        """Tell the poller, if anything changed; a socket that it cannot watch has failed."""
         if (read, write) == (self._reading, self._writing) or self._sock is None:
             return
-        if not (self._reading or self._writing):
-            self._poller.watch(self._sock, self, read=read, write=write)
-        elif read or write:
-            self._poller.change(self._sock, read=read, write=write)
-        else:
-            self._poller.forget(self._sock)
+        try:
+            if not (self._reading or self._writing):
+                self._poller.watch(self._sock, self, read=read, write=write)
+            elif read or write:
+                self._poller.change(self._sock, read=read, write=write)
+            else:
+                self._poller.forget(self._sock)
+        except OSError:
+            self._touch(self._flow)  # which owes its guest a reset now
+            self._flow.on_host_failed(None, now)
+            return
         self._reading, self._writing = read, write
 
 

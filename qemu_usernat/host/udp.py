@@ -35,7 +35,7 @@ _QUOTED = 576  # bytes of the datagram that an ICMP error may quote
 
 
 def open_udp(mapping: UdpMapping, poller: Poller, counters: Counters) -> None:
-    """Give `mapping` a socket; OSError if there is no descriptor."""
+    """Give `mapping` a socket; OSError if the system has none, or cannot watch it."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         if _LINUX:
@@ -44,10 +44,10 @@ def open_udp(mapping: UdpMapping, poller: Poller, counters: Counters) -> None:
         # it grants is bounded by net.core.rmem_max, and used only while datagrams wait.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         sock.bind(("", 0))
+        mapping.host = HostUdp(mapping, sock, poller, counters)
     except OSError:
         sock.close()
         raise
-    mapping.host = HostUdp(mapping, sock, poller, counters)
 
 
 class HostUdp:
@@ -86,7 +86,7 @@ class HostUdp:
     def _read_errors(self, sock: socket.socket) -> None:
         if not _LINUX:
             return
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nothing more; or the next look reads the rest
             while True:
                 sent, ancillary, _, peer = sock.recvmsg(_QUOTED, 512, _MSG_ERRQUEUE)
                 for level, kind, detail in ancillary:

@@ -3,7 +3,7 @@
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -102,6 +102,15 @@ def closed_port() -> int:
     """A port of the loopback at which nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return port_of(listener)
+
+
+def fails_with(error: int) -> Callable[..., Any]:
+    """A system call that fails, whatever it is asked."""
+
+    def call(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return call
 
 
 def open_descriptors() -> int:

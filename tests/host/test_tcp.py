@@ -1,16 +1,19 @@
 """The host half of TCP over real sockets: what a server does, the guest sees, and the reverse."""
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
+from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.host.loopback import (
     LoopbackRoom,
     closed_port,
+    fails_with,
     no_descriptors,
     open_descriptors,
     port_of,
@@ -125,6 +128,58 @@ def test_urgent_octets_are_octets_of_the_stream(room: LoopbackRoom) -> None:
     server.send(b"def")
     room.settle()
     assert connection.reads() == b"abc!def"
+
+
+# -- a system that is short of everything
+
+
+def test_a_socket_that_cannot_be_watched_while_dialling(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has no room in its table of watched descriptors: the guest is refused."""
+    listener, before = room.listen(), open_descriptors()
+    monkeypatch.setattr(Poller, "watch", fails_with(errno.ENOSPC))
+    room.guest.sends(room.guest.segment(40000, GATEWAY, port_of(listener), SYN, 1000))
+    assert room.guest.hears_one().tcp.flags == RST | ACK
+    room.network.assert_nothing_left()
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("call", ["watch", "change"])
+def test_a_socket_that_can_no_longer_be_watched(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Its flow ends for both sides in the same turn; the others do not notice."""
+    listener = room.listen()
+    other, its_server = room.connect(listener, 40001)
+    connection, server = room.connect(listener)
+    if call == "watch":  # so it must be watched at this moment for nothing
+        room.guest.sends(connection.segment(ACK, window=0))
+        server.sendall(b"greeting")
+        room.settle()
+    room.guest.hears()
+    with monkeypatch.context() as short:
+        short.setattr(Poller, call, fails_with(errno.ENOMEM))
+        short.setattr(socket.socket, "send", fails_with(errno.EAGAIN))
+        room.guest.sends(connection.segment(ACK, b"hello"))
+    assert room.guest.hears()[-1].tcp.flags & RST
+    assert [flow.key[1] for flow in room.network.router.flows.values()] == [40001]
+    room.guest.sends(other.segment(ACK, b"still here"))
+    assert its_server.recv(100) == b"still here"
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_kernel_without_memory_gets_the_octets_later(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """What could not be written is kept and written when there is memory again."""
+    connection, server = room.connect(room.listen())
+    with monkeypatch.context() as short:
+        short.setattr(socket.socket, "send", fails_with(error))
+        room.guest.sends(connection.segment(ACK | PSH, b"kept"))
+    room.turn()
+    assert server.recv(100) == b"kept"
+    assert room.is_idle()
 
 
 # -- endings

@@ -9,9 +9,11 @@ import pytest
 
 from qemu_usernat.host.udp import DATAGRAMS_AT_ONCE
 from qemu_usernat.nat.udp import IDLE_TIME
+from qemu_usernat.poller import Poller
 from tests.host.loopback import (
     LoopbackRoom,
     closed_port,
+    fails_with,
     no_descriptors,
     open_descriptors,
     port_of,
@@ -167,10 +169,7 @@ def test_no_way_out_is_told_at_once(
 ) -> None:
     """A host without a route, or with a firewall, says so: the guest's program need not wait."""
 
-    def sendto(*_: object) -> int:
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(socket.socket, "sendto", sendto)
+    monkeypatch.setattr(socket.socket, "sendto", fails_with(error))
     room.guest.sends(room.guest.datagram(1234, GATEWAY, 9, b"anybody?"))
     told = room.guest.hears_one()
     assert (told.source, told.icmp.type, told.icmp.code) == (GATEWAY, 3, code)
@@ -193,6 +192,33 @@ def test_a_full_socket_is_no_news_for_the_guest(
     room.guest.sends(room.guest.datagram(1234, GATEWAY, 9, b"anybody?"))
     assert room.guest.hears() == []
     assert (len(tried), room.counters["udp.send_eagain"]) == (1, 1)
+
+
+def test_a_socket_that_cannot_be_watched(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without a descriptor: the guest is told, and nothing is left of the attempt."""
+    server, before = room.udp_server(), open_descriptors()
+    frame = room.guest.datagram(1234, GATEWAY, port_of(server), b"hello")
+    with monkeypatch.context() as short:
+        short.setattr(Poller, "watch", fails_with(errno.ENOSPC))
+        room.guest.sends(frame)
+    assert (room.guest.hears_one().icmp.code, room.counters["udp.no_descriptor"]) == (13, 1)
+    room.network.assert_nothing_left()
+    assert open_descriptors() == before
+
+
+def test_an_error_queue_that_cannot_be_read(
+    room: LoopbackRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short of memory, the error is told later: in the next turn that can read it."""
+    room.guest.sends(room.guest.datagram(1234, GATEWAY, closed_port(), b"anybody?"))
+    with monkeypatch.context() as short:
+        short.setattr(socket.socket, "recvmsg", fails_with(errno.ENOBUFS))
+        room.turn()
+    assert room.guest.hears() == []
+    room.turn()
+    assert room.guest.hears_one().icmp.code == 3
 
 
 def test_what_the_host_refuses_to_send_is_counted(room: LoopbackRoom) -> None:
