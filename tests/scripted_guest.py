@@ -522,7 +522,7 @@ class ScriptedNetwork:
         self.host = ScriptedHost(self)
         self.resolvers = ScriptedResolvers()
         zone = Zone(self.settings.gateway.packed, self.settings.nameserver.packed, 24)
-        forwarder = DnsForwarder(zone, dns, self.resolvers, lambda: 0x4242, self.counters)
+        forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
         self.router = Router(self.settings, self.host, forwarder, b"secret" * 4, self.counters)
 
     def guest(self, mac: bytes = GUEST_MAC, address: str = GUEST) -> ScriptedGuest:
