@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
-from qemu_usernat.poller import Poller
+from qemu_usernat.poller import BUSY, Poller
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.qemu.framing import FrameBuffer
@@ -41,7 +41,11 @@ class Link:
         counters: Counters,
         on_close: Callable[["Link", str], None],
     ) -> None:
-        """Attach a connected, non-blocking socket. `on_close` is told once, with the reason."""
+        """Attach a connected, non-blocking socket. `on_close` is told once, with the reason.
+
+        OSError if the socket cannot be watched: then there is no link, and it is the caller's.
+        """
+        poller.watch(sock, self, read=True)
         self._sock: socket.socket | None = sock
         self._switch = switch
         self._poller = poller
@@ -52,7 +56,6 @@ class Link:
         self._now = 0.0
         self.port = Port(name, counters, transmit=self.transmit)
         switch.attach(self.port)
-        poller.watch(sock, self, read=True)
 
     # -- Handler
 
@@ -91,9 +94,9 @@ class Link:
             pieces = port.outbox[:_IOV_MAXIMUM]
             try:
                 sent = self._sock.sendmsg(pieces)
-            except BlockingIOError:
-                break
             except OSError as error:
+                if error.errno in BUSY:
+                    break
                 self.close(str(error))
                 return
             port.queued -= sent
@@ -103,7 +106,10 @@ class Link:
             self._drop_sent(sent)
         if self._sock is not None and bool(port.outbox) is not self._writing:
             self._writing = not self._writing
-            self._poller.change(self._sock, read=True, write=self._writing)
+            try:
+                self._poller.change(self._sock, read=True, write=self._writing)
+            except OSError as error:
+                self.close(str(error))
 
     def _drop_sent(self, sent: int) -> None:
         """Take the first `sent` bytes off the queue."""

@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import trio
@@ -39,6 +40,8 @@ CONNECT_PAUSE_LONGEST = 1000 * MS
 # (it may be /tmp) must not keep us from starting.
 TURN_WAIT = 500 * MS
 TURN_PAUSE = 20 * MS
+
+T = TypeVar("T")
 
 
 @attrs.define
@@ -75,15 +78,18 @@ class Listener:
         """Hand over every connection, with a name for messages, until `close`.
 
         Where accept fails, for want of descriptors as a rule, that is counted as
-        ``listener.accept_failed`` and the connection waits its turn. A connection that
-        was inherited is handed over once, and that is all.
+        ``listener.accept_failed`` and the connection waits its turn; one that
+        `on_connection` cannot serve (OSError) counts as well, and is closed. A connection
+        that was inherited is handed over once, and that is all.
         """
         if self._socket is None:
             return
         if self._connected:
             sock, self._socket = self._socket, None
-            _prepare(sock)
-            on_connection(sock, str(self.endpoint))
+            try:
+                _hand_over(sock, str(self.endpoint), on_connection)
+            except OSError:
+                self._counters.count("listener.accept_failed")
             return
         number = 0
         with contextlib.suppress(trio.ClosedResourceError):
@@ -91,15 +97,13 @@ class Listener:
                 await trio.lowlevel.wait_readable(self._socket)
                 try:
                     sock, _ = self._socket.accept()
+                    number += 1
+                    _hand_over(sock, f"{self.endpoint} #{number}", on_connection)
                 except BlockingIOError:
                     continue  # whoever else inherited this socket was quicker
                 except OSError:
                     self._counters.count("listener.accept_failed")
                     await trio.sleep(ACCEPT_PAUSE)
-                    continue
-                number += 1
-                _prepare(sock)
-                on_connection(sock, f"{self.endpoint} #{number}")
 
     def close(self) -> None:
         """Stop listening; remove the socket file if it is still the one we made."""
@@ -123,20 +127,20 @@ async def connect_forever(
 ) -> None:
     """Connect to a QEMU that listens (``server=on``), and again whenever it has gone.
 
-    `on_connection` returns an event that is set when the connection has ended. A failed
-    attempt is counted as ``listener.connect_failed``. Never returns; cancel it.
+    `on_connection` returns an event that is set when the connection has ended; OSError if it
+    cannot serve it. A failed attempt is counted as ``listener.connect_failed``. Never returns;
+    cancel it.
     """
     counters = Counters() if counters is None else counters
     pause = CONNECT_PAUSE_FIRST
     while True:
         try:
-            sock = _connect(endpoint.path)
+            ended = _hand_over(_connect(endpoint.path), str(endpoint), on_connection)
         except OSError:
             counters.count("listener.connect_failed")
             await trio.sleep(pause)
             pause = min(2 * pause, CONNECT_PAUSE_LONGEST)
             continue
-        ended = on_connection(sock, str(endpoint))
         await ended.wait()
         # QEMU may accept and hang up at once, over and over: never without a pause.
         pause = CONNECT_PAUSE_FIRST
@@ -296,8 +300,18 @@ def _endpoint_of(sock: socket.socket, otherwise: Endpoint) -> Endpoint:
     return otherwise
 
 
-def _prepare(sock: socket.socket) -> None:
-    """Non-blocking; and over TCP no waiting for more to send (RFC 896): frames are whole."""
-    sock.setblocking(False)
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _hand_over(
+    sock: socket.socket, name: str, on_connection: Callable[[socket.socket, str], T]
+) -> T:
+    """Give a connection away; if nobody can take it (OSError) it is closed.
+
+    It does not block, and over TCP does not wait for more to send (RFC 896): frames are whole.
+    """
+    try:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return on_connection(sock, name)
+    except OSError:
+        sock.close()
+        raise

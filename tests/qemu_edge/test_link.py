@@ -1,7 +1,9 @@
 """A link over a real socket pair: QEMU's stream on one end, a switch on the other."""
 
+import errno
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -145,6 +147,52 @@ def test_a_qemu_that_is_killed_while_we_write(room: Room) -> None:
     assert (room.link.port.outbox, room.link.port.queued) == ([], 0)
     room.link.on_readable(1.0)
     room.link.on_writable(1.0)
+
+
+def fails_with(error: int) -> Callable[..., object]:
+    """A system call that fails, whatever it is asked."""
+
+    def call(*_: object, **__: object) -> object:
+        raise OSError(error, os.strerror(error))
+
+    return call
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM])
+def test_a_kernel_without_memory_gets_the_frames_later(
+    room: Room, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """The link stays, and what could not be written is written when there is memory again."""
+    with monkeypatch.context() as short:
+        short.setattr(socket.socket, "sendmsg", fails_with(error))
+        room.queue(FRAME)
+    assert room.turn()
+    assert room.qemu.recv(1 << 20) == framed(FRAME)
+    assert not room.turn()
+
+
+def test_a_link_that_cannot_be_watched_is_no_link(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket stays its owner's, and the segment has no port more than before."""
+    qemu, ours = socket.socketpair()
+    monkeypatch.setattr(Poller, "watch", fails_with(errno.ENOSPC))
+    with qemu, ours:
+        with pytest.raises(OSError, match="No space"):
+            Link(ours, "vm 2", room.switch, room.poller, room.counters, room._on_close)
+        assert room.switch.ports == [room.link.port]
+        assert room.closed == []
+
+
+def test_a_link_that_can_no_longer_be_watched_ends(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU may come again: better than a link that nobody serves."""
+    with monkeypatch.context() as short:
+        short.setattr(Poller, "change", fails_with(errno.ENOMEM))
+        room.queue(*[bytes(60000)] * 20)
+    assert room.closed == ["[Errno 12] Cannot allocate memory"]
+    assert room.switch.ports == []
 
 
 def test_a_queue_of_more_buffers_than_one_call_takes(room: Room) -> None:

@@ -247,6 +247,69 @@ async def test_without_descriptors_a_guest_waits_and_nobody_spins(
     ours.close()
 
 
+async def test_a_connection_that_cannot_be_served_is_closed_and_the_next_one_is_served(
+    listener: Listener,
+    endpoint: UnixEndpoint,
+    connections: Connections,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The system cannot watch one more socket: that QEMU hears the end, and may come again."""
+    refused: list[socket.socket] = []
+
+    def accept(sock: socket.socket, name: str) -> None:
+        if not refused:
+            refused.append(sock)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        connections.accept(sock, name)
+
+    nursery.start_soon(listener.accept_forever, accept)
+    with dial(endpoint) as first, dial(endpoint):
+        await connections.wait()
+        assert first.recv(1) == b""
+    assert refused[0].fileno() == -1
+    assert listener._counters["listener.accept_failed"] == 1
+
+
+async def test_an_inherited_connection_that_cannot_be_served_is_closed() -> None:
+    """As any other: counted, and no more."""
+    theirs, qemu = socket.socketpair()
+    counters = Counters()
+    ours = Listener.open(FdEndpoint(theirs.detach()), counters)
+
+    def accept(sock: socket.socket, name: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    await ours.accept_forever(accept)
+    assert counters["listener.accept_failed"] == 1
+    with qemu:
+        assert qemu.recv(1) == b""
+
+
+async def test_a_tcp_connection_that_is_gone_before_we_look(
+    connections: Connections,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some systems refuse options of a socket whose peer has reset it: that ends nothing else."""
+    ours = Listener.open(TcpEndpoint("127.0.0.1", 0))
+    assert isinstance(ours.endpoint, TcpEndpoint)
+    setsockopt, refusals = socket.socket.setsockopt, [errno.EINVAL]
+
+    def refuse(sock: socket.socket, *arguments: int) -> None:
+        if refusals:
+            raise OSError(refusals.pop(), "its peer is gone")
+        setsockopt(sock, *arguments)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse)
+    nursery.start_soon(ours.accept_forever, connections.accept)
+    address = (ours.endpoint.host, ours.endpoint.port)
+    with socket.create_connection(address), socket.create_connection(address):
+        await connections.wait()
+    ours.close()
+
+
 # ---- TCP and inherited sockets -----------------------------------------------------
 
 
@@ -365,3 +428,30 @@ async def test_we_come_when_qemu_listens_and_again_after_its_restart(
         ended.set()
         await trio.sleep(1.1)
         assert met_again.is_set()
+
+
+async def test_a_connection_to_qemu_that_cannot_be_served_is_tried_again(
+    endpoint: UnixEndpoint,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A system short of something is like a QEMU that is not there yet."""
+    counters, met = Counters(), trio.Event()
+    socks: list[socket.socket] = []
+
+    def on_connection(sock: socket.socket, name: str) -> trio.Event:
+        socks.append(sock)
+        if len(socks) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        met.set()
+        return trio.Event()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as qemu:
+        qemu.bind(endpoint.path)
+        qemu.listen()
+        nursery.start_soon(connect_forever, endpoint, on_connection, counters)
+        with trio.fail_after(10):
+            await met.wait()
+    assert counters["listener.connect_failed"] == 1
+    assert socks[0].fileno() == -1
+    socks[1].close()
