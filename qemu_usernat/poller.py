@@ -9,6 +9,7 @@ import contextlib
 import errno
 import selectors
 import socket
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 READ = selectors.EVENT_READ
@@ -32,10 +33,15 @@ class Handler(Protocol):
 class Poller:
     """Sockets and their handlers."""
 
-    __slots__ = ("_selector",)
+    __slots__ = ("_again", "_bell", "_selector")
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._again: list[Callable[[float], None]] = []
+        # A socket of nobody, never readable and always writable: watched for the one it sleeps,
+        # for the other it rings, and `fileno` with it.
+        self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.watch(self._bell, self, read=True)
 
     def fileno(self) -> int:
         """A descriptor that is readable while any watched socket is ready."""
@@ -62,6 +68,22 @@ class Poller:
         with contextlib.suppress(KeyError):
             self._selector.unregister(sock)
 
+    def again(self, call: Callable[[float], None]) -> None:
+        """Call `call(now)` once in the next round, which comes at once: there is more to do."""
+        if not self._again:
+            self.change(self._bell, write=True)
+        self._again.append(call)
+
+    def on_readable(self, now: float) -> None:
+        """The bell never is."""
+
+    def on_writable(self, now: float) -> None:
+        """The bell rings: call everybody, and whoever asks again meanwhile a round later."""
+        self.change(self._bell, read=True)
+        calls, self._again = self._again, []
+        for call in calls:
+            call(now)
+
     def wait(self, patience: float = 0.0) -> Ready:
         """What is ready, waiting for the first of it up to `patience` seconds."""
         return self._selector.select(patience)
@@ -79,5 +101,6 @@ class Poller:
                 key.data.on_writable(now)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Give the descriptors back."""
         self._selector.close()
+        self._bell.close()

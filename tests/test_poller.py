@@ -133,6 +133,37 @@ def test_a_handler_may_forget_others_in_the_middle_of_a_round(poller: Poller, pa
     assert not poller.wait()
 
 
+def test_who_has_more_to_do_is_called_in_the_next_round(poller: Poller) -> None:
+    """Without any socket being ready: waiting ends at once, trio wakes, and then it is quiet."""
+    called: list[tuple[str, float]] = []
+    poller.again(lambda now: called.append(("one", now)))
+    poller.again(lambda now: called.append(("other", now)))
+    assert is_ready(poller)
+    turn(poller, 1.0)
+    assert called == [("one", 1.0), ("other", 1.0)]
+    assert not is_ready(poller)
+    assert not poller.wait()
+
+
+def test_more_after_more_is_a_round_later(poller: Poller, pair: Pair) -> None:
+    """Whoever asks again while it is called waits for the next round, and others have theirs."""
+    called: list[float] = []
+
+    def work(now: float) -> None:
+        called.append(now)
+        if now < 3.0:
+            poller.again(work)
+
+    handler = Handler()
+    poller.watch(pair[0], handler, read=True)
+    pair[1].send(b"x")
+    poller.again(work)
+    for now in (1.0, 2.0, 3.0, 4.0):
+        turn(poller, now)
+    assert called == [1.0, 2.0, 3.0]
+    assert handler.told == [("readable", now) for now in (1.0, 2.0, 3.0, 4.0)]
+
+
 def test_waiting_ends_with_the_first_that_is_ready(poller: Poller, pair: Pair) -> None:
     """Patience is for when there is nothing: it is not spent where there is something."""
     poller.watch(pair[0], Handler(), read=True)

@@ -17,12 +17,16 @@ _HEADER = 4  # bytes
 BUFFER_SIZE = 512 * 1024
 """Bytes read from a link in one go; at least one whole frame more than what may be left over."""
 
+FRAMES_AT_ONCE = 512
+"""Frames handed out in one go: all of a buffer of 1500-byte packets (345), but not the thousands
+of tiny ones that it may hold, each of which may cost as much."""
+
 
 class FrameBuffer:
     """Bytes of one link that are not yet whole frames.
 
-    The caller reads into `free`, then calls `take`, which hands out each whole frame as a
-    view that is good until `free` is called again.
+    The caller reads into `free`, then calls `take` until that has no more: it hands out each
+    whole frame as a view that is good until `free` is called again.
     """
 
     __slots__ = ("_end", "_start", "_view")
@@ -39,25 +43,32 @@ class FrameBuffer:
             self._start, self._end = 0, end - start
         return view[self._end :]
 
-    def take(self, received: int, on_frame: Callable[[memoryview], None]) -> None:
-        """Hand out the frames that `received` more bytes complete.
+    def take(self, received: int, on_frame: Callable[[memoryview], None]) -> bool:
+        """Hand out the frames that `received` more bytes complete, at most `FRAMES_AT_ONCE`.
 
+        True if there may be more of them: then the next call, with nothing received, goes on.
         Raises Malformed if a length is below 14 or above 69632: the stream is lost then, for
         nothing tells where the next frame begins.
         """
         view, unpack = self._view, _LENGTH.unpack_from
         at, end = self._start, self._end + received
         self._end = end
-        while end - at >= _HEADER:
+        more = False
+        for _ in range(FRAMES_AT_ONCE):
+            start = at + _HEADER
+            if start > end:
+                break
             (length,) = unpack(view, at)
             if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
                 raise Malformed(_reason(length))
-            start = at + _HEADER
             if end - start < length:
                 break
             at = start + length
             on_frame(view[start:at])
+        else:
+            more = True
         self._start = at
+        return more
 
 
 def _reason(length: int) -> str:

@@ -23,6 +23,7 @@ class Link:
     __slots__ = (
         "_counters",
         "_frames",
+        "_more",
         "_now",
         "_on_close",
         "_poller",
@@ -52,7 +53,7 @@ class Link:
         self._counters = counters
         self._on_close = on_close
         self._frames = FrameBuffer()
-        self._writing = False
+        self._more = self._writing = False
         self._now = 0.0
         self.port = Port(name, counters, transmit=self.transmit)
         switch.attach(self.port)
@@ -60,23 +61,36 @@ class Link:
     # -- Handler
 
     def on_readable(self, now: float) -> None:
-        """Frames of the guest, or its end."""
-        if self._sock is None:
+        """Frames of the guest, or its end; first those that have been read already."""
+        if self._sock is None or self._more:
             return
-        self._now = now
         try:
             received = self._sock.recv_into(self._frames.free())
-            if received:
-                self._frames.take(received, self._on_frame)
-            else:
-                self.close("QEMU closed the connection")
         except BlockingIOError:
             return
+        except OSError as error:
+            self.close(str(error))
+            return
+        if received:
+            self._take(received, now)
+        else:
+            self.close("QEMU closed the connection")
+
+    def _take(self, received: int, now: float) -> None:
+        """Hand frames to the switch; the rest in the next round, so that others have theirs."""
+        self._now = now
+        try:
+            self._more = self._frames.take(received, self._on_frame)
         except Malformed as error:
             self._counters.count(error.reason)
             self.close(f"{error.reason}: not a stream of Ethernet frames")
-        except OSError as error:
-            self.close(str(error))
+            return
+        if self._more:
+            self._poller.again(self._take_more)
+
+    def _take_more(self, now: float) -> None:
+        if self._sock is not None:
+            self._take(0, now)
 
     def _on_frame(self, frame: memoryview) -> None:
         self._switch.on_frame(self.port, frame, self._now)

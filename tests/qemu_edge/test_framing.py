@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.qemu.framing import BUFFER_SIZE, FrameBuffer
+from qemu_usernat.qemu.framing import BUFFER_SIZE, FRAMES_AT_ONCE, FrameBuffer
 
 FRAME_MINIMUM = 14  # bytes: an Ethernet header
 FRAME_MAXIMUM = 69632  # bytes: NET_BUFSIZE of QEMU's include/net/net.h, 4096 + 65536
@@ -30,7 +30,8 @@ class Reader:
         """One read from the socket, `octets` long."""
         self.buffer.free()[: len(octets)] = octets
         self.views = []
-        self.buffer.take(len(octets), self._on_frame)
+        while self.buffer.take(len(octets), self._on_frame):
+            octets = b""
 
     def _on_frame(self, frame: memoryview) -> None:
         self.views.append(frame)
@@ -93,6 +94,21 @@ def test_a_full_buffer_makes_room_again() -> None:
         reader.read(stream[:room])
         stream = stream[room:]
     assert reader.frames == [b"x" * FRAME_MAXIMUM] * 20
+
+
+def test_so_many_frames_at_once_and_no_more() -> None:
+    """One read may hold thousands of tiny frames: the rest is for other turns, in its order."""
+    frames = [n.to_bytes(2, "big") * 7 for n in range(2 * FRAMES_AT_ONCE + 1)]
+    stream = b"".join(map(framed, frames))
+    buffer, heard, turns = FrameBuffer(), list[bytes](), list[int]()
+    buffer.free()[: len(stream)] = stream
+    more, received = True, len(stream)
+    while more:
+        more = buffer.take(received, lambda frame: heard.append(bytes(frame)))
+        received = 0
+        turns.append(len(heard))
+    assert turns == [FRAMES_AT_ONCE, 2 * FRAMES_AT_ONCE, len(frames)]
+    assert heard == frames
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.qemu.framing import FRAMES_AT_ONCE
 from qemu_usernat.qemu.link import Link
 
 GATEWAY = b"\x52\x55\x0a\0\2\2"
@@ -69,6 +70,43 @@ def test_frames_reach_the_switch(room: Room) -> None:
     assert room.turn()
     assert room.heard == [FRAME] * 3
     assert room.switch.port_of(GUEST) is room.link.port
+
+
+def test_a_flood_of_tiny_frames_lets_others_have_their_turn(room: Room) -> None:
+    """Each turn takes a bounded number; the rest comes though QEMU says nothing more."""
+    tiny = [GATEWAY + GUEST + n.to_bytes(2, "big") for n in range(2 * FRAMES_AT_ONCE + 1)]
+    stream = b"".join(map(framed, tiny))
+    room.qemu.sendall(stream)
+    room.qemu.sendall(framed(FRAME))
+    turns = []
+    while room.turn():
+        turns.append(len(room.heard))
+        assert len(turns) < 10
+    assert room.heard == [*tiny, FRAME]
+    assert turns[:2] == [FRAMES_AT_ONCE, 2 * FRAMES_AT_ONCE]
+
+
+def test_a_flood_and_then_nothing(room: Room) -> None:
+    """QEMU is gone, but what its guest said before is heard first."""
+    stream = framed(GATEWAY + GUEST + b"\x88\xb5") * (FRAMES_AT_ONCE + 1)
+    room.qemu.sendall(stream)
+    room.qemu.close()
+    room.turn()
+    assert room.closed == []
+    while room.turn():
+        pass
+    assert len(room.heard) == FRAMES_AT_ONCE + 1
+    assert room.closed == ["QEMU closed the connection"]
+
+
+def test_a_link_that_ends_with_frames_left(room: Room) -> None:
+    """After its end nothing more of it reaches the switch."""
+    room.qemu.sendall(framed(GATEWAY + GUEST + b"\x88\xb5") * (FRAMES_AT_ONCE + 1))
+    room.turn()
+    room.link.close("enough")
+    while room.turn():
+        pass
+    assert len(room.heard) == FRAMES_AT_ONCE
 
 
 def test_what_is_queued_reaches_qemu(room: Room) -> None:
