@@ -205,9 +205,13 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
         except UserError as error:
             remark = str(error)
     _say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
-    for endpoint, qemu_listens in meetings:
+    for number, (endpoint, qemu_listens) in enumerate(meetings):
         arguments = command_lines.netdev_arguments(
-            version, endpoint, mtu=config.network.mtu, qemu_listens=qemu_listens
+            version,
+            endpoint,
+            mac=command_lines.guest_mac(number),
+            mtu=config.network.mtu,
+            qemu_listens=qemu_listens,
         )
         _say(command_lines.in_shell_form(arguments))
 

@@ -329,6 +329,7 @@ class Router:
         if is_loopback(destination) or is_unspecified_network(destination) or destination[0] >= 240:
             # 0.0.0.0 would dial the host's loopback; none of these is ever on a wire.
             self.counters.count("ipv4.martian_destination")
+            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return False
         if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
             self.counters.count("ipv4.no_such_guest")

@@ -55,22 +55,29 @@ def read_config(
     unknown, a value is not allowed, values do not go together.
     """
     given = _from_file(file) if file else {}
-    given |= {key: (f"--{key.replace('_', '-')}", value) for key, value in options.items()}
-    values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
-
-    top = {key: values.pop(key) for key in ("listen", "connect", "verbose") if key in values}
-    try:
-        network = Network(**values)
-    except SettingError as error:
-        # A default is never wrong by itself: it clashes with something that was given.
-        origin = given[error.key][0] if error.key in given else f"{error.key} (by default)"
-        raise UserError(f"{origin} is {error.value}; allowed: {error.allowed}") from error
+    top, network = _checked(given)  # also what an option is about to replace
+    if options:
+        given |= {key: (f"--{key.replace('_', '-')}", value) for key, value in options.items()}
+        top, network = _checked(given)
     if not top.get("listen"):
         if listen is not None:
             top["listen"] = (listen,)
         elif not top.get("connect"):
             top["listen"] = (default_endpoint(os.environ, os.getuid()),)
     return Config(network=network, **top)
+
+
+def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Network]:
+    """The values of the keys that are no network's, and the network of the others."""
+    values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
+    apart = ("listen", "connect", "verbose")
+    top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
+    try:
+        return top, Network(**values)
+    except SettingError as error:
+        # A default is never wrong by itself: it clashes with something that was given.
+        origin = given[error.key][0] if error.key in given else f"{error.key} (by default)"
+        raise UserError(f"{origin} is {error.value}; allowed: {error.allowed}") from error
 
 
 # ---- the file ----------------------------------------------------------------------

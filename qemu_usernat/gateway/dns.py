@@ -8,8 +8,9 @@ Sockets are the asker's affair: it sees that an answer comes from the address th
 the port that asked. Here identifier and question are compared.
 
 An upstream that does not answer in `PATIENCE` is not given up, the next one is asked as well and
-the first good answer wins. One that fails, or answers SERVFAIL or REFUSED, is. A sole upstream is
-asked twice, in case a datagram was lost.
+the first good answer wins; for a while the silent one is asked after the others. One that fails,
+or answers SERVFAIL or REFUSED, is given up for this query. A sole upstream is asked twice, in case
+a datagram was lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ from qemu_usernat.primitives.time import NEVER, SECOND
 PATIENCE = 2 * SECOND
 """How long one upstream is waited for before the next is asked: less than a guest's own 5 s
 (resolv.conf), so that the second is heard in time."""
+
+SILENCE = 30 * SECOND
+"""How long an upstream that did not answer is asked after the others: a resolver that is down costs
+one query its patience, not every query."""
 
 PENDING_MAXIMUM = 1024
 """Queries under way at once; each has a socket of the host's, or several."""
@@ -97,6 +102,8 @@ class DnsForwarder:
     # All wait equally long, so the order of asking is the order of deadlines.
     _waiting: dict[_Pending, None] = field(factory=dict, init=False)
     _last_token: int = field(default=0, init=False)
+    _silent_until: dict[Upstream, float] = field(factory=dict, init=False)
+    """Upstreams that did not answer lately, and until when they are asked last."""
 
     def on_query(self, message: bytes, transport: str, reply: ReplyCallback, now: float) -> bool:
         """Answer a guest's message by one call of `reply`, at once or later.
@@ -129,6 +136,7 @@ class DnsForwarder:
             pending.refusal = message
             self._give_up(token, now)
         else:
+            self._silent_until.pop(question.upstream, None)
             self._finish(pending, message)
 
     def deadline(self) -> float:
@@ -139,6 +147,8 @@ class DnsForwarder:
         """Ask the next upstream for each query that has waited long enough, or fail it."""
         while self.deadline() <= now:
             pending = next(iter(self._waiting))
+            for token in pending.tokens:
+                self._silent_until[self._questions[token].upstream] = now + SILENCE
             if not self._ask_next(pending, now):
                 self.counters.count("dns.timeout")
                 self._finish(pending, pending.refusal)
@@ -174,7 +184,8 @@ class DnsForwarder:
             self.counters.count("dns.too_many_queries")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
-        untried = list(dict.fromkeys(self.upstreams()))
+        upstreams = dict.fromkeys(self.upstreams())
+        untried = sorted(upstreams, key=lambda other: self._silent_until.get(other, now) > now)
         if len(untried) == 1:
             untried *= 2
         pending = _Pending(query, message, transport, reply, untried)

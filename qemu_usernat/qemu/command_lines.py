@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from qemu_usernat.config import Endpoint, FdEndpoint, TcpEndpoint, UnixEndpoint
+from qemu_usernat.primitives.addresses import format_mac, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
 Version: TypeAlias = tuple[int, ...]
@@ -30,6 +31,12 @@ VERSION_TIME_LIMIT = 10.0  # seconds; a loaded machine still answers, a wrong pr
 
 DEFAULT_BINARY = "qemu-system-x86_64"
 DEFAULT_MAC = "52:54:00:12:34:56"  # QEMU's own for a first network card
+
+
+def guest_mac(number: int) -> str:
+    """A MAC address for the guest of that number, from 0: guests of one network differ in it."""
+    first = parse_mac(DEFAULT_MAC)
+    return format_mac((int.from_bytes(first, "big") + number).to_bytes(6, "big"))
 
 
 def netdev_arguments(

@@ -4,6 +4,7 @@ Owns what a guest can ask of them; refuses to know how it gets there. Each is a 
 with ``await nursery.start(…)``, which returns the port, and ends with its nursery.
 """
 
+import errno
 import hashlib
 import random
 import ssl
@@ -137,10 +138,9 @@ async def name_server(
                 del received[: 2 + length]
                 await stream.send_all(len(wire).to_bytes(2, "big") + wire)
 
-    with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as socket:
-        await socket.bind((HOST, 0))
+    socket, listeners = await _same_port()
+    with socket:
         port = socket.getsockname()[1]
-        listeners = await trio.open_tcp_listeners(port, host=HOST)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, over_tcp, listeners)
             task_status.started(port)
@@ -148,6 +148,20 @@ async def name_server(
                 query, address = await socket.recvfrom(READ_SIZE)
                 size = max(512, dns.message.from_wire(query).payload)
                 await socket.sendto(answer(query, size), address)
+
+
+async def _same_port() -> tuple[trio.socket.SocketType, list[trio.SocketListener]]:
+    """A UDP socket and TCP listeners at one port, which is free for UDP first and may not be for
+    TCP: then another one is."""
+    while True:
+        socket = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+        await socket.bind((HOST, 0))
+        try:
+            return socket, await trio.open_tcp_listeners(socket.getsockname()[1], host=HOST)
+        except OSError as error:
+            socket.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
 
 
 async def _answer_http(stream: trio.abc.Stream) -> None:

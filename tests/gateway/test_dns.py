@@ -17,7 +17,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM, DnsForwarder, Upstream
+from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM, SILENCE, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.primitives.addresses import parse_address
 from qemu_usernat.primitives.counters import Counters
@@ -589,3 +589,27 @@ def test_own_names_are_answered_at_once() -> None:
     talk = Conversation()
     talk.query(ask_for("gateway.internal"))
     assert talk.reply().answer[0][0].to_text() == "10.0.2.2"
+
+
+def test_a_resolver_that_is_down_costs_one_query_its_patience() -> None:
+    """The next questions go to the one that answers, until it is time to try the other again."""
+    talk = Conversation(FIRST, SECOND)
+    talk.query(dns.message.make_query("example.org", "A"))
+    talk.forwarder.on_deadline(PATIENCE)
+    talk.answer(now=PATIENCE)
+    talk.query(dns.message.make_query("example.net", "A"), now=3.0)
+    assert talk.asked() == [FIRST, SECOND, SECOND]
+    talk.answer(now=3.0)
+    talk.query(dns.message.make_query("example.com", "A"), now=PATIENCE + SILENCE)
+    assert talk.asked()[-1] == FIRST
+    talk.answer(now=40.0)
+
+
+def test_a_resolver_that_answers_again_is_the_first_again() -> None:
+    """A late answer is a sign of life."""
+    talk = Conversation(FIRST, SECOND)
+    talk.query(dns.message.make_query("example.org", "A"))
+    talk.forwarder.on_deadline(PATIENCE)
+    talk.answer(nth=0, now=PATIENCE)
+    talk.query(dns.message.make_query("example.net", "A"), now=3.0)
+    assert talk.asked()[-1] == FIRST

@@ -197,3 +197,9 @@ def test_this_machines_qemu_takes_our_arguments(tmp_path: Path, machine: str) ->
     )
     assert answer.stdout.count(b"type=nic") == 1
     assert b"usernat: index=0,type=stream" in answer.stdout
+
+
+def test_guests_of_one_network_get_different_mac_addresses() -> None:
+    """Pasting each printed line into a VM of its own gives each an address of its own."""
+    assert command_lines.guest_mac(0) == "52:54:00:12:34:56"
+    assert len({command_lines.guest_mac(number) for number in range(300)}) == 300
