@@ -1,5 +1,6 @@
 """The gateway's DHCP and DNS, used by a real kernel's clients."""
 
+import errno
 import shutil
 import socket
 import socketserver
@@ -52,12 +53,25 @@ class _Stream(socketserver.StreamRequestHandler):
             self.wfile.write(len(reply).to_bytes(2, "big") + reply)
 
 
+def _same_port() -> tuple[socketserver.UDPServer, socketserver.ThreadingTCPServer]:
+    """Servers at one port: what is free for UDP may not be for TCP, then another one is."""
+    while True:
+        datagrams = socketserver.UDPServer((HOST, 0), _Datagram)
+        try:
+            return datagrams, socketserver.ThreadingTCPServer(datagrams.server_address, _Stream)
+        except OSError as error:
+            datagrams.server_close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+
+
 @contextmanager
 def resolver() -> Iterator[int]:
     """A resolver on the host's loopback, over UDP and TCP: its port."""
+    datagrams, streams = _same_port()
     with (
-        socketserver.UDPServer((HOST, 0), _Datagram) as datagrams,
-        socketserver.ThreadingTCPServer(datagrams.server_address, _Stream) as streams,
+        datagrams,
+        streams,
         ThreadPoolExecutor(2) as pool,
     ):
         for server in (datagrams, streams):
