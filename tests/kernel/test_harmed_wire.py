@@ -59,6 +59,16 @@ def test_octets_arrive_over_a_harmful_wire(
     record_property("bytes_per_second", goodput)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["loss of 1 %", "repetition", "reordering"])
+def test_100_mb_arrive_at_the_default_mtu(
+    lab: Laboratory, name: str, way: str, record_property: RecordProperty
+) -> None:
+    """A large transfer, as large frames, over a wire that does one thing wrong."""
+    goodput = _carry(lab, HARMS[name], way, some_octets(100_000_000), 65520)
+    record_property("bytes_per_second", goodput)
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("mtu", [1500, 65520])
 @pytest.mark.parametrize("way", WAYS)
