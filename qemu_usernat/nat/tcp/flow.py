@@ -131,6 +131,7 @@ class TcpFlow:
         payload: Buffer,
         length: int,
         now: float,
+        selective: tuple[int, ...] = (),
     ) -> None:
         """A segment of this flow, lengths and checksum verified; `payload` may be a view that
         is good until the turn ends."""
