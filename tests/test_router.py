@@ -37,6 +37,34 @@ def guest(network: ScriptedNetwork) -> ScriptedGuest:
     return network.guest()
 
 
+# -- IPv6, of which nothing exists yet
+
+
+def test_passt_17a_a_guest_that_has_not_spoken_hears_nothing(network: ScriptedNetwork) -> None:
+    """passt bf94927: no router advertises itself to a guest that is not there, or not yet."""
+    guest = network.guest()
+    network.end_turn()
+    network.advance(3600)
+    assert guest.frames() == []
+
+
+def test_passt_17b_a_guest_s_probe_for_its_ipv6_address_meets_silence(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """A neighbour solicitation from :: asks whether an address is taken: it is not, by us.
+
+    tests/gateway/test_arp.py holds the same for IPv4.
+    """
+    target = bytes.fromhex("fe80000000000000505400fffe123456")
+    probe = b"\x87\0\0\0" + bytes(4) + target
+    header = b"\x60\0\0\0" + len(probe).to_bytes(2, "big") + b"\x3a\xff" + bytes(16)
+    everybody = bytes.fromhex("ff0200000000000000000001ff123456")
+    frame = ethernet(header + everybody + probe, guest.mac, b"\x33\x33\xff\x12\x34\x56", 0x86DD)
+    guest.sends(frame)
+    assert guest.frames() == []
+    assert sum(network.counters.values()) == 1, "the drop has a name"
+
+
 # -- ARP
 
 
@@ -296,7 +324,7 @@ def test_two_guests_talk_to_each_other_and_to_the_world(network: ScriptedNetwork
     assert two.hears_one().udp.payload == b"for two"
 
 
-def test_a_guest_that_does_not_read_delays_nobody_and_costs_a_bounded_queue(
+def test_capsa_05b_a_guest_that_does_not_read_delays_nobody_and_costs_a_bounded_queue(
     network: ScriptedNetwork,
 ) -> None:
     """One QEMU is stopped: its queue fills to its limit, the other guest gets its answers."""

@@ -157,7 +157,7 @@ def test_connections_have_a_limit(
     assert connection.server.received == b"still here"
 
 
-def test_five_hundred_black_holes_do_not_delay_the_one_that_answers(
+def test_capsa_05a_five_hundred_black_holes_do_not_delay_the_one_that_answers(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
     """Every connection waits for its own server only."""
@@ -185,7 +185,7 @@ def test_five_hundred_black_holes_do_not_delay_the_one_that_answers(
         (SYN | FIN, b"", (RST | ACK, 0, 5002)),
     ],
 )
-def test_a_segment_of_no_flow_is_reset_with_the_numbers_it_expects(
+def test_passt_04_capsa_04a_a_segment_of_no_flow_is_reset_with_the_numbers_it_expects(
     network: ScriptedNetwork,
     guest: ScriptedGuest,
     flags: int,
@@ -244,7 +244,7 @@ def test_another_syn_replaces_an_attempt_that_the_guest_has_given_up(
     assert list(network.router.flows) == [connection.key]
 
 
-def test_reset_and_syn_of_one_four_tuple_in_one_turn(
+def test_passt_03a_reset_and_syn_of_one_four_tuple_in_one_turn(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
     """A program that dies and is started again reuses its port before our turn has ended."""
@@ -255,6 +255,27 @@ def test_reset_and_syn_of_one_four_tuple_in_one_turn(
     assert first.was_reset
     second.accepts()
     assert guest.hears()[-1].tcp.acknowledgment == 500_001
+
+
+@pytest.mark.parametrize("server_first", [True, False], ids=["TIME-WAIT", "LAST-ACK"])
+def test_passt_03b_the_end_and_a_syn_of_one_four_tuple_in_one_turn(
+    network: ScriptedNetwork, guest: ScriptedGuest, server_first: bool
+) -> None:
+    """passt 46f915d: the last word of a close, and the next connection right behind it."""
+    connection = guest.connects()
+    first = connection.server
+    if not server_first:
+        guest.sends(connection.segment(ACK | FIN))
+        guest.hears()
+    first.ends()
+    connection.received = guest.hears_one().tcp.sequence + 1
+    last = connection.segment(ACK | FIN if server_first else ACK)
+    guest.sends(last, connection.syn(500_000))
+    _, second = network.host.servers
+    assert (first.shut, first.closed, first.was_reset) == (True, True, False)
+    second.accepts()
+    assert guest.hears()[-1].tcp.acknowledgment == 500_001
+    assert len(network.router.flows) == 1
 
 
 def test_a_new_syn_may_follow_a_connection_that_has_ended(

@@ -238,7 +238,7 @@ def test_the_gateway_stands_for_the_host_s_loopback_if_asked(loopback: ScriptedG
     assert socket.sent[1:] == [(b"again", "127.0.0.1", 100)]
 
 
-def test_a_closed_port_of_the_loopback_is_a_closed_port_of_the_gateway(
+def test_passt_15c_a_closed_port_of_the_loopback_is_a_closed_port_of_the_gateway(
     loopback: ScriptedGuest,
 ) -> None:
     """The guest must not see 127.0.0.1, neither as offender nor in the quotation."""

@@ -1,5 +1,7 @@
 """Conversations with the DHCP server, as guests of many kinds hold them."""
 
+from ipaddress import ip_network
+
 import pytest
 from attrs import evolve
 
@@ -384,7 +386,7 @@ def test_a_guest_keeps_the_name_it_has(server: DhcpServer, own: bytes, expected:
     assert reply.message.options[dhcp.HOST_NAME] == expected
 
 
-def test_a_long_domain_stays_within_what_the_client_takes() -> None:
+def test_passt_16b_a_long_domain_stays_within_what_the_client_takes() -> None:
     """No reply is larger than 576 bytes unless the client says that it takes more."""
     settings = evolve(SETTINGS, domain=".".join(["a" * 49] * 5))
     for size, has_search_list in ((b"", False), ((1500).to_bytes(2, "big"), True)):
@@ -402,6 +404,15 @@ def test_without_domain_and_name_server_nothing_is_told_of_them() -> None:
     reply = server.answer(discover(), 0.0)
     assert reply is not None
     assert not reply.message.options.keys() & {6, 15, 119}
+
+
+@pytest.mark.parametrize("length", range(33))
+def test_passt_16d_the_mask_of_every_prefix_length(length: int) -> None:
+    """passt 77a6d97: from none of the bits to all of them, in the order of the network."""
+    server = make_server(evolve(SETTINGS, prefix_length=length))
+    reply = server.answer(discover(), 0.0)
+    assert reply is not None
+    assert reply.message.options[dhcp.SUBNET_MASK] == ip_network((0, length)).netmask.packed
 
 
 # To whom a reply goes (RFC 2131, 4.1)
@@ -434,7 +445,7 @@ def test_a_client_with_an_address_is_answered_there(server: DhcpServer) -> None:
 # What is not ours to answer
 
 
-def test_bootp_and_nonsense_are_counted_and_ignored(server: DhcpServer) -> None:
+def test_passt_16c_bootp_and_nonsense_are_counted_and_ignored(server: DhcpServer) -> None:
     """BOOTP clients, servers' messages, relayed and unknown ones: silence, with a name."""
     plain = discover()
     odd = {

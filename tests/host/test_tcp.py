@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from qemu_usernat.host.tcp import HostTcp
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
@@ -118,6 +119,15 @@ def test_without_descriptors_the_guest_is_refused_and_others_go_on(room: Loopbac
     room.guest.sends(syn)
     room.turn()
     assert room.guest.hears_one().tcp.flags == SYN | ACK
+
+
+def test_passt_14b_what_the_guest_sends_is_not_held_back(room: LoopbackRoom) -> None:
+    """passt 54bb972: the guest's own Nagle algorithm has decided; ours would only add a delay."""
+    room.connect(room.listen())
+    (flow,) = room.network.router.flows.values()
+    assert isinstance(flow.host, HostTcp)
+    assert flow.host._sock is not None
+    assert flow.host._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_urgent_octets_are_octets_of_the_stream(room: LoopbackRoom) -> None:

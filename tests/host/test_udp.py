@@ -59,7 +59,7 @@ def test_a_closed_port_is_told_as_port_unreachable(room: LoopbackRoom) -> None:
     room.settle(turns=3)
 
 
-def test_a_pending_error_costs_no_other_datagram(room: LoopbackRoom) -> None:
+def test_passt_15b_a_pending_error_costs_no_other_datagram(room: LoopbackRoom) -> None:
     """The error of one peer is reported by the next send to another: that is sent again."""
     server, port = room.udp_server(), closed_port()
     room.guest.sends(
@@ -119,7 +119,7 @@ def test_a_burst_arrives_whole(room: LoopbackRoom) -> None:
     assert [heard.udp.payload for heard in first + room.guest.hears()] == expected
 
 
-def test_a_stranger_is_not_heard(room: LoopbackRoom) -> None:
+def test_passt_15a_a_stranger_is_not_heard(room: LoopbackRoom) -> None:
     """Another address, though the port is known: 127.0.0.2 was never written to."""
     server = room.udp_server()
     room.guest.sends(room.guest.datagram(1234, GATEWAY, port_of(server), b"hello"))

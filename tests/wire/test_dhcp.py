@@ -74,7 +74,7 @@ def test_pads_may_stand_between_options() -> None:
     }
 
 
-def test_nothing_after_the_end_is_an_option() -> None:
+def test_passt_16a_nothing_after_the_end_is_an_option() -> None:
     """The end has no length either: what follows is padding, whatever it looks like."""
     assert options_of(message(COOKIE + b"\x35\x01\x01\xff\x0c\xff")) == {53: b"\x01"}
 

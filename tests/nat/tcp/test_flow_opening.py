@@ -64,38 +64,6 @@ def test_a_black_hole_is_given_up_in_bounded_time() -> None:
     talk.assert_over()
 
 
-def test_a_syn_repeated_while_we_dial_changes_nothing() -> None:
-    """passt 722d347: it must not reset what is about to succeed."""
-    talk = Conversation()
-    for _ in range(3):
-        talk.advance(1)
-        talk.guest.sends(SYN)
-    talk.guest.gets_nothing()
-    talk.host.connects()
-    talk.guest.gets(SYN | ACK, at=-1, ack=0)
-    talk.guest.gets_nothing()
-
-
-def test_a_syn_repeated_after_our_answer_is_answered_again() -> None:
-    """Our SYN,ACK was lost: the guest need not wait for our timer."""
-    talk = in_state(G.SYN_RECEIVED)
-    talk.guest.sends(SYN)
-    talk.guest.gets(SYN | ACK, at=-1, ack=0)
-    talk.guest.sends(ACK)
-    assert talk.states == (G.ESTABLISHED, H.OPEN)
-
-
-def test_another_attempt_takes_the_place_of_a_held_one() -> None:
-    """passt f984003: the guest has given the first attempt up, its server hears of it."""
-    talk = Conversation(isn=1000)
-    assert not talk.flow.yields_to_syn(1000, talk.now), "the same attempt"
-    assert talk.flow.yields_to_syn(7777, talk.now)
-    talk.end_turn()
-    talk.guest.gets_nothing()
-    assert talk.host.socket.was_reset
-    talk.assert_over()
-
-
 @pytest.mark.parametrize("state", [G.SYN_RECEIVED, G.ESTABLISHED, G.CLOSE_WAIT, G.FIN_WAIT_2])
 def test_an_open_connection_does_not_yield_but_asks(state: GuestState) -> None:
     """RFC 5961, 4.2: a guest that has rebooted answers the challenge with a reset."""
@@ -161,18 +129,6 @@ def test_a_lost_syn_ack_does_not_slow_the_data() -> None:
     talk.guest.gets(PSH | ACK, b"hello")
 
 
-def test_a_server_that_speaks_first_does_not_overtake_the_handshake() -> None:
-    """capsa 4, passt 9178a9e: SYN,ACK, then the banner, without any word of the guest."""
-    talk = Conversation()
-    with talk.turn():
-        talk.host.connects()
-        talk.host.says(b"220 smtp ready\r\n")
-    talk.guest.gets(SYN | ACK, b"", at=-1)
-    talk.guest.gets_nothing()
-    talk.guest.sends(ACK)
-    talk.guest.gets(PSH | ACK, b"220 smtp ready\r\n", at=0)
-
-
 def test_a_server_that_speaks_and_ends_before_the_handshake_is_over() -> None:
     """daytime(13): all of it arrives."""
     talk = Conversation()
@@ -212,22 +168,6 @@ def test_a_handshake_with_the_wrong_ack_is_reset(ack: int) -> None:
     talk.guest.gets(RST, at=ack)
     assert talk.flow.guest_state is G.SYN_RECEIVED
     assert talk.host.received == b""
-
-
-@pytest.mark.parametrize(
-    ("scale", "options"),
-    [(7, b"\x02\x04\x05\xb4\x01\x03\x03\x07"), (0, b"\x02\x04\x05\xb4\x01\x03\x03\x07"),
-     (None, b"\x02\x04\x05\xb4")],
-)  # fmt: skip
-def test_the_answer_names_our_mss_and_scales_only_if_asked(
-    scale: int | None, options: bytes
-) -> None:
-    """capsa 4: a SYN,ACK without MSS makes guests send 536 bytes; RFC 7323, 2.2, for the scale."""
-    talk = Conversation(scale=scale)
-    talk.host.connects()
-    answer = talk.guest.gets(SYN | ACK)
-    assert answer.options == options
-    assert answer.window == 65535
 
 
 @pytest.mark.parametrize(

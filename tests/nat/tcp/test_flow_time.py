@@ -2,26 +2,13 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
+from qemu_usernat.nat.tcp.flow import KEEPALIVE_IDLE
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.time import HOUR, MINUTE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, in_state
 
 G, H = GuestState, HostState
-
-
-def test_a_lost_segment_is_repeated() -> None:
-    """RFC 6298: when the time-out has passed, and not before."""
-    talk = Conversation.open()
-    timeout = talk.flow.sender.round_trip.timeout
-    talk.host.says(b"hello")
-    talk.guest.loses_everything()
-    talk.advance(timeout * 0.99)
-    talk.guest.gets_nothing()
-    talk.advance(timeout * 0.02)
-    talk.guest.gets(PSH | ACK, b"hello", at=0)
-    assert talk.counters["tcp.retransmission_timeout"] == 1
 
 
 def test_a_measured_guest_is_repeated_to_sooner() -> None:
@@ -128,19 +115,6 @@ def test_a_connection_that_speaks_is_not_probed() -> None:
         talk.guest.sends(PSH | ACK, b"x")
         talk.advance(0.5)
         assert all(segment.at == 0 for segment in talk.guest.loses_everything())
-
-
-def test_a_guest_that_is_gone_is_found() -> None:
-    """2 h and nine probes, then both sides are told."""
-    talk = Conversation.open()
-    talk.advance(2 * HOUR + 4 * MINUTE)
-    assert talk.states == (G.ESTABLISHED, H.OPEN)
-    talk.advance(KEEPALIVE_INTERVAL * KEEPALIVE_PROBES)
-    sent = talk.guest.loses_everything()
-    assert len(sent) == KEEPALIVE_PROBES + 1
-    assert sent[-1].flags == RST | ACK
-    assert talk.host.socket.was_reset
-    talk.assert_over()
 
 
 @pytest.mark.parametrize("state", [G.CLOSE_WAIT, G.FIN_WAIT_2])
