@@ -240,7 +240,7 @@ class Router:
         peeked = None if frame[0] & _GROUP else peek(frame)
         if peeked is not None:
             (protocol, source, source_port, destination, destination_port, start, end,
-             sequence, acknowledgment, flags, window) = peeked  # fmt: skip
+             sequence, acknowledgment, flags, window, selective) = peeked  # fmt: skip
             if protocol == TCP:
                 flow = self.flows.get((source, source_port, destination, destination_port))
                 if flow is not None:
@@ -248,7 +248,14 @@ class Router:
                         flow.touched = True
                         self._touched.append(flow)
                     flow.on_segment(
-                        sequence, acknowledgment, flags, window, frame[start:end], end - start, now
+                        sequence,
+                        acknowledgment,
+                        flags,
+                        window,
+                        frame[start:end],
+                        end - start,
+                        now,
+                        selective,
                     )
                     return
             else:
@@ -382,6 +389,7 @@ class Router:
                 segment.payload,
                 len(segment.payload),
                 now,
+                segment.selective,
             )
         elif opens:
             self._open_tcp(key, segment, packet, mac, now)

@@ -486,11 +486,13 @@ class ScriptedConnection:
             self.sport, self.destination, self.dport, SYN, sequence, options=b"\2\4\x05\xb4"
         )
 
-    def segment(self, flags: int, payload: bytes = b"", window: int = WINDOW) -> bytes:
+    def segment(
+        self, flags: int, payload: bytes = b"", window: int = WINDOW, options: bytes = b""
+    ) -> bytes:
         """The next segment in order."""
         frame = self.guest.segment(
             self.sport, self.destination, self.dport, flags, self.sent, self.received, window,
-            payload,
+            payload, options=options,
         )  # fmt: skip
         self.sent += len(payload) + (flags & 1)
         return frame

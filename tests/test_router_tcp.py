@@ -1,12 +1,14 @@
 """TCP through the router: how connections begin, are refused, and leave nothing behind."""
 
+import struct
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 
 from qemu_usernat import router
 from qemu_usernat.lan.port import STALLED_AT
-from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT
+from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT, TcpFlow
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.icmp import HOST_UNREACHABLE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
@@ -70,6 +72,19 @@ def test_octets_pass_both_ways_and_both_ends_close(
     assert (server.shut, server.closed, server.was_reset) == (True, True, False)
     network.advance(TIME_WAIT)
     network.assert_nothing_left()
+
+
+@pytest.mark.parametrize("options", [b"\1\1\5\x0a", b"\5\x0a"], ids=["the usual", "unusual"])
+def test_selective_acknowledgments_reach_the_flow(guest: ScriptedGuest, options: bytes) -> None:
+    """Whether the fast way or the slow one takes the segment, the flow hears what it says."""
+    connection = guest.connects()
+    options += struct.pack(">II", 5, 9)
+    frame = connection.segment(ACK, b"data", options=options.ljust(12, b"\1"))
+    spy = mock.patch.object(TcpFlow, "on_segment", autospec=True, side_effect=TcpFlow.on_segment)
+    with spy as on_segment:
+        guest.sends(frame)
+    assert on_segment.call_args.args[-1] == (5, 9)
+    assert connection.server.received == b"data"
 
 
 def test_a_refused_connection_is_refused_at_once(

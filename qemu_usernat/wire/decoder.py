@@ -7,7 +7,8 @@ guest sends makes it slow: `guard` has refused all that impacket cannot bear.
 impacket reads the header fields. It is shown bytes, as it is slow with anything else, and one
 header at a time: where a payload begins it would conclude from the options that it found, so that
 an early end of options moves the payload, and the ports with it. That is said by IHL, data offset
-and the lengths instead, which is what the other end will go by.
+and the lengths instead, which is what the other end will go by. Of a SACK option impacket knows
+nothing but its kind: `tcp_options` reads that.
 """
 
 from impacket import ImpactPacket
@@ -27,6 +28,7 @@ from qemu_usernat.wire.packets import (
     TcpSegment,
     UdpDatagram,
 )
+from qemu_usernat.wire.tcp_options import selective_edges
 
 
 def decode(frame: Buffer) -> Frame:
@@ -118,6 +120,7 @@ def _tcp(packet: IpPacket) -> TcpSegment:
         window_scale=window_scale,
         sack_permitted=sack_permitted,
         payload=segment[data_offset:],
+        selective=selective_edges(segment[20:data_offset]),
     )
 
 

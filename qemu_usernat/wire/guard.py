@@ -8,8 +8,11 @@ whole. These functions return nothing: they raise `Malformed`, or all is well.
 Names of the reasons: the header, a dot, what is wrong with it.
 """
 
+from collections.abc import Container, Mapping
+
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.errors import Malformed
+from qemu_usernat.wire import tcp_options
 from qemu_usernat.wire.checksum import checksum, pseudo_header
 from qemu_usernat.wire.packets import ETHERTYPE_ARP, ETHERTYPE_IPV4, TCP, UDP
 
@@ -23,14 +26,7 @@ _ETHERTYPE_MINIMUM = 0x0600  # below it, the field is the length of an 802.3 fra
 
 _ARP_IPV4_OVER_ETHERNET = b"\0\x01\x08\0\x06\x04"  # hardware, protocol and their lengths (RFC 826)
 
-_END_OF_OPTIONS = 0  # RFC 791, 3.1; RFC 9293, 3.1
-_NO_OPERATION = 1
-_TCP_OPTION_LENGTHS = {
-    2: 4,  # maximum segment size (RFC 9293, 3.7.1)
-    3: 3,  # window scale (RFC 7323, 2.2)
-    4: 2,  # SACK permitted (RFC 2018, 2)
-}
-_ANY_OPTION: dict[int, int] = {}
+_ANY_LENGTH: Mapping[int, Container[int]] = {}
 
 
 def check_ethernet(frame: bytes) -> None:
@@ -67,7 +63,7 @@ def check_ipv4(packet: bytes) -> None:
         raise Malformed("ipv4.bad_total_length")
     if checksum(packet[:header_length]):
         raise Malformed("ipv4.bad_checksum")
-    if not _options_are_whole(packet[20:header_length], _ANY_OPTION):
+    if not _options_are_whole(packet[20:header_length], _ANY_LENGTH):
         raise Malformed("ipv4.bad_option")
 
 
@@ -79,7 +75,7 @@ def check_tcp(segment: bytes, source: Address, destination: Address) -> None:
         raise Malformed("tcp.bad_data_offset")
     if checksum(segment, pseudo_header(source, destination, TCP, len(segment))):
         raise Malformed("tcp.bad_checksum")
-    if not _options_are_whole(segment[20 : (segment[12] >> 4) * 4], _TCP_OPTION_LENGTHS):
+    if not _options_are_whole(segment[20 : (segment[12] >> 4) * 4], tcp_options.LENGTHS):
         raise Malformed("tcp.bad_option")  # MUST-7
 
 
@@ -104,21 +100,21 @@ def check_icmp(message: bytes) -> None:
         raise Malformed("icmp.bad_checksum")
 
 
-def _options_are_whole(options: bytes, lengths: dict[int, int]) -> bool:
-    """Whether each option ends inside the header and has the length that its kind demands.
+def _options_are_whole(options: bytes, lengths: Mapping[int, Container[int]]) -> bool:
+    """Whether each option ends inside the header and has a length that its kind may have.
 
     Whatever follows an end of the list is padding (RFC 791, 3.1; RFC 9293, 3.1).
     """
     at, end = 0, len(options)
     while at < end:
         kind = options[at]
-        if kind == _END_OF_OPTIONS:
+        if kind == tcp_options.END_OF_OPTIONS:
             return True
-        if kind == _NO_OPERATION:
+        if kind == tcp_options.NO_OPERATION:
             at += 1
             continue
         length = options[at + 1] if at + 1 < end else 0
-        if length < 2 or at + length > end or length != lengths.get(kind, length):
+        if length < 2 or at + length > end or length not in lengths.get(kind, (length,)):
             return False
         at += length
     return True

@@ -1,10 +1,10 @@
 """The fast tier: the headers of a plain TCP segment or UDP datagram, from one unpack.
 
-It knows exactly one shape a protocol, the one that nearly every frame has: IPv4 without options,
-not a fragment, TCP without options, SYN or URG. It answers only if all of it is right, checksums
-included; everything else, broken or just unusual, gets None, which means "ask the decoder" and
-never "refused". So nothing is decided here, and a tuple from here is what `decoder` would have
-said, field by field.
+It knows only the shapes that nearly every frame has: IPv4 without options, not a fragment, TCP
+without SYN or URG, and without options but for one SACK option behind two NOPs, in which a guest
+says what it has beyond a gap. It answers only if all of it is right, checksums included; everything
+else, broken or just unusual, gets None, which means "ask the decoder" and never "refused". So
+nothing is decided here, and a tuple from here is what `decoder` would have said, field by field.
 """
 
 from struct import Struct
@@ -13,11 +13,14 @@ from typing import TypeAlias
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.wire.checksum import partial
 from qemu_usernat.wire.packets import TCP, UDP
+from qemu_usernat.wire.tcp_options import BLOCKS_MAXIMUM, selective_edges, selective_option
 
-Peeked: TypeAlias = tuple[int, Address, int, Address, int, int, int, int, int, int, int]
+Peeked: TypeAlias = tuple[
+    int, Address, int, Address, int, int, int, int, int, int, int, tuple[int, ...]
+]
 """(protocol, source, source port, destination, destination port, payload start, payload end,
-sequence, acknowledgment, flags, window); payload bounds are offsets into the frame, and the last
-four are 0 for UDP."""
+sequence, acknowledgment, flags, window, selective); payload bounds are offsets into the frame,
+`selective` is as in `TcpSegment`, and for UDP the last five are 0, 0, 0, 0, ()."""
 
 # Ethernet (14 bytes): ethertype. IPv4 (20): version and IHL, total length, flags and offset, TTL,
 # source, destination. Then the transport header.
@@ -30,6 +33,12 @@ _unpack_tcp = _TCP_FRAME.unpack_from
 _PROTOCOL_AT = 23
 _ADDRESSES_AT = 26  # the pseudo header's addresses end where the transport header begins
 _TRANSPORT_AT = 34
+
+_BEFORE_BLOCKS = {
+    54 + len(option): option[:4]
+    for option in (selective_option((0, 0) * (count + 1)) for count in range(BLOCKS_MAXIMUM))
+}
+"""Where the payload starts to what stands before the blocks, if a SACK option is all there is."""
 
 
 def peek(frame: memoryview) -> Peeked | None:
@@ -46,20 +55,26 @@ def peek(frame: memoryview) -> Peeked | None:
         (ethertype, version, total, fragment, ttl, source, destination,
          source_port, destination_port, sequence, acknowledgment, control,
          window) = _unpack_tcp(frame)  # fmt: skip
+        start = 54
         end = total + 14
+        selective: tuple[int, ...] = ()
+        if control & 0xF022 != 0x5000:
+            start = _TRANSPORT_AT + 4 * (control >> 12)
+            if control & 0x22 or frame[54:58] != _BEFORE_BLOCKS.get(start, b""):
+                return None
+            selective = selective_edges(frame[54:start])
         if (
             ethertype != 0x0800
             or version != 0x45
             or fragment & 0x3FFF
             or ttl < 2
-            or not 54 <= end <= length
-            or control & 0xF022 != 0x5000
+            or not start <= end <= length
             or int.from_bytes(frame[14:34], "big") % 0xFFFF
             or (partial(frame[_ADDRESSES_AT:end]) + TCP + total - 20) % 0xFFFF
         ):
             return None
-        return (TCP, source, source_port, destination, destination_port, 54, end,
-                sequence, acknowledgment, control & 0xFF, window)  # fmt: skip
+        return (TCP, source, source_port, destination, destination_port, start, end,
+                sequence, acknowledgment, control & 0xFF, window, selective)  # fmt: skip
     if protocol == UDP:
         (ethertype, version, total, fragment, ttl, source, destination,
          source_port, destination_port, datagram, sum_) = _unpack_udp(frame)  # fmt: skip
@@ -74,5 +89,5 @@ def peek(frame: memoryview) -> Peeked | None:
             or (sum_ and (partial(frame[_ADDRESSES_AT:end]) + UDP + datagram) % 0xFFFF)
         ):
             return None
-        return (UDP, source, source_port, destination, destination_port, 42, end, 0, 0, 0, 0)
+        return (UDP, source, source_port, destination, destination_port, 42, end, 0, 0, 0, 0, ())
     return None

@@ -82,7 +82,8 @@ class TcpSegment:
 
     `flags` are the eight control bits, ECN's two included. Options that count only in a SYN
     are read wherever they stand; whoever uses them looks at the flags. The urgent pointer is
-    not here: urgent data is data.
+    not here: urgent data is data. `selective` are the sequence numbers in the first SACK option:
+    the left and the right edge of a block, then those of the next.
     """
 
     source_port: int
@@ -95,6 +96,7 @@ class TcpSegment:
     window_scale: int | None = None
     sack_permitted: bool = False
     payload: bytes = b""
+    selective: tuple[int, ...] = ()
 
 
 @frozen

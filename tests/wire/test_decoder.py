@@ -127,6 +127,15 @@ def test_a_syn_and_its_options() -> None:
     )
 
 
+def test_a_selective_acknowledgment() -> None:
+    """What the guest has beyond a gap: the edges of each block, in the option's order."""
+    options = bytes.fromhex("080a0102030400000000 0512 0000000700000009 fffffff000000010")
+    segment = decode_transport(decode_ip(ipv4(TCP, tcp(b"data", options=options))))
+    assert isinstance(segment, TcpSegment)
+    assert segment.selective == (7, 9, 0xFFFFFFF0, 16)
+    assert segment.payload == b"data"
+
+
 def test_an_early_end_of_options_does_not_move_the_payload() -> None:
     """The data offset says where data begins, not the options that were found."""
     options = b"\0\xff\xff\xff" + b"\x02\x04\x05\xb4"
@@ -244,6 +253,9 @@ REFUSED = [
     ("tcp.bad_option", ipv4(TCP, tcp(flags=SYN, options=b"\x02\x03\x05\0"))),
     ("tcp.bad_option", ipv4(TCP, tcp(flags=SYN, options=b"\x03\x04\x07\0"))),
     ("tcp.bad_option", ipv4(TCP, tcp(flags=SYN, options=b"\x01\x01\x01\x08"))),
+    ("tcp.bad_option", ipv4(TCP, tcp(options=b"\x05\x02\x01\x01"))),
+    ("tcp.bad_option", ipv4(TCP, tcp(options=b"\x05\x0e123456789012" + b"\x01\x01"))),
+    ("tcp.bad_option", ipv4(TCP, tcp(options=b"\x01\x01\x05\x12" + bytes(8)))),
     ("udp.too_short", ipv4(UDP, udp()[:7])),
     ("udp.bad_length", ipv4(UDP, udp(b"data", length=7))),
     ("udp.bad_length", ipv4(UDP, udp(b"data", length=13))),
@@ -337,12 +349,15 @@ def plain_transport(packet: IpPacket) -> Transport | None:
         if 20 <= size <= len(data) and options is not None and not sum16(
             addresses + struct.pack(">HH", TCP, len(data)) + data
         ):  # fmt: skip
-            if any({2: 4, 3: 3, 4: 2}.get(it[0], len(it)) != len(it) for it in options):
+            lengths = {2: (4,), 3: (3,), 4: (2,), 5: (10, 18, 26, 34)}
+            if any(len(it) not in lengths.get(it[0], (len(it),)) for it in options):
                 return None
+            blocks = next((it[2:] for it in options if it[0] == 5), b"")
             said = {option[0]: int.from_bytes(option[2:], "big") for option in options}
             return TcpSegment(
                 source, destination, sequence, acknowledgment, control & 255, window,
                 said.get(2), said.get(3), 4 in said, data[size:],
+                struct.unpack(f">{len(blocks) // 4}I", blocks),
             )  # fmt: skip
     return None
 
@@ -366,6 +381,7 @@ option_lists = st.one_of(
     st.lists(
         st.sampled_from(
             [b"\0", b"\1", b"\2\4\5\xb4", b"\2\4\0\0", b"\3\3\7", b"\4\2", b"\5\x0a12345678",
+             b"\5\x12abcdefghijklmnop", b"\5\2", b"\5\x0b123456789",
              b"\x08\x0a12345678", b"\x07\x07\x041234", b"\x44\0", b"\x83\0", b"\x89\x01",
              b"\xfe\x03x"]
         ), max_size=10,

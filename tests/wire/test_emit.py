@@ -125,7 +125,7 @@ def test_what_is_appended_is_what_peek_sees(template: SegmentTemplate) -> None:
     out: list[Buffer] = []
     template.append(out, 7, 8, ACK, 9, b"data")
     frame = memoryview(b"".join(out))[4:]
-    expected = (TCP, HOST, HOST_PORT, GUEST, GUEST_PORT, 54, 58, 7, 8, ACK, 9)
+    expected = (TCP, HOST, HOST_PORT, GUEST, GUEST_PORT, 54, 58, 7, 8, ACK, 9, ())
     assert peek(frame) == expected
     assert bytes(frame[54:58]) == b"data"
 

@@ -26,6 +26,7 @@ from qemu_usernat.wire.packets import (
     TcpSegment,
     UdpDatagram,
 )
+from qemu_usernat.wire.tcp_options import selective_option
 from qemu_usernat.wire.udp import udp_datagram
 
 GUEST_MAC = bytes.fromhex("525400123456")
@@ -68,6 +69,11 @@ def repaired(frame: bytes) -> bytes:
     return bytes(changed)
 
 
+def only_selective(options: bytes) -> bool:
+    """Whether it is two NOPs and one SACK option of whole blocks, and nothing else."""
+    return options[:3] == b"\1\1\5" and options[3] + 2 == len(options) in (12, 20, 28, 36)
+
+
 def slow(frame: bytes) -> Peeked | None:
     """What the slow tier has to say in the fast tier's words; None for all that is not plain."""
     try:
@@ -80,11 +86,14 @@ def slow(frame: bytes) -> Peeked | None:
     except Malformed:
         return None
     numbers = (0, 0, 0, 0)
+    selective: tuple[int, ...] = ()
     if isinstance(content, TcpSegment):
-        start = 54
-        if len(packet.payload) != 20 + len(content.payload) or content.flags & (SYN | URG):
+        options = packet.payload[20 : len(packet.payload) - len(content.payload)]
+        if content.flags & (SYN | URG) or not (options == b"" or only_selective(options)):
             return None
+        start = 54 + len(options)
         numbers = (content.sequence, content.acknowledgment, content.flags, content.window)
+        selective = content.selective
     elif isinstance(content, UdpDatagram):
         start = 42
     else:
@@ -92,13 +101,13 @@ def slow(frame: bytes) -> Peeked | None:
     end = start + len(content.payload)
     assert content.payload == frame[start:end]
     return (packet.protocol, packet.source, content.source_port, packet.destination,
-            content.destination_port, start, end, *numbers)  # fmt: skip
+            content.destination_port, start, end, *numbers, selective)  # fmt: skip
 
 
 def test_a_plain_segment() -> None:
     """The addresses, the ports, where the payload lies, and the four numbers of TCP."""
     frame = segment(b"hello, world", ACK | PSH)
-    expected = (TCP, GUEST, 40000, HOST, 443, 54, 66, 1000, 2000, ACK | PSH, 500)
+    expected = (TCP, GUEST, 40000, HOST, 443, 54, 66, 1000, 2000, ACK | PSH, 500, ())
     assert peek(memoryview(frame)) == expected
     assert frame[54:66] == b"hello, world"
 
@@ -108,7 +117,7 @@ def test_a_pure_acknowledgment_padded_or_not() -> None:
     frame = segment()
     assert len(frame) == 60
     for view in (memoryview(frame), memoryview(frame)[:54]):
-        assert peek(view) == (TCP, GUEST, 40000, HOST, 443, 54, 54, 1000, 2000, ACK, 500)
+        assert peek(view) == (TCP, GUEST, 40000, HOST, 443, 54, 54, 1000, 2000, ACK, 500, ())
 
 
 @pytest.mark.parametrize("size", [0, 1, 11, 12, 13, 1472, 65507])
@@ -116,7 +125,7 @@ def test_a_plain_datagram(size: int) -> None:
     """From the 42 bytes of an empty one to the largest there is."""
     frame = datagram(b"u" * size)
     assert len(frame) == 42 + size
-    assert peek(memoryview(frame)) == (UDP, GUEST, 40000, HOST, 53, 42, 42 + size, 0, 0, 0, 0)
+    assert peek(memoryview(frame)) == (UDP, GUEST, 40000, HOST, 53, 42, 42 + size, 0, 0, 0, 0, ())
     padded = memoryview(frame.ljust(60, b"\0"))
     assert peek(padded) == peek(memoryview(frame))
 
@@ -144,6 +153,26 @@ def test_flags_of_an_open_connection_are_plain(flags: int) -> None:
     assert peeked[9] == flags
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("payload", [b"", b"data as well"])
+def test_a_selective_acknowledgment(blocks: int, payload: bytes) -> None:
+    """What a guest has beyond a gap, and its payload, if any, behind that."""
+    edges = tuple(range(0xFFFFFFF0, 0xFFFFFFF0 + 2 * blocks))
+    frame = segment(payload, options=selective_option(edges))
+    start = 58 + 8 * blocks
+    expected = (TCP, GUEST, 40000, HOST, 443, start, start + len(payload), 1000, 2000, ACK, 500,
+                edges)  # fmt: skip
+    assert peek(memoryview(frame)) == expected
+    assert frame[start : start + len(payload)] == payload
+
+
+def test_the_blocks_are_under_the_checksum() -> None:
+    """One bit of an edge that flipped on the way, and the segment is not believed."""
+    frame = segment(options=selective_option((3000, 4000)))
+    for at in range(58, 66):
+        assert peek(memoryview(frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :])) is None
+
+
 def changed(frame: bytes, at: int, value: bytes) -> bytes:
     """The frame with some bytes replaced and its checksums right again."""
     return repaired(frame[:at] + value + frame[at + len(value) :])
@@ -156,6 +185,11 @@ def changed(frame: bytes, at: int, value: bytes) -> bytes:
         segment(flags=SYN | ACK),
         segment(flags=ACK | URG),
         segment(options=b"\x01\x01\x08\x0a12345678"),
+        segment(options=b"\x05\x0a12345678\x01\x01"),
+        segment(options=b"\x01\x01\x05\x0a12345678" * 2),
+        segment(options=b"\x01\x01\x05\x02"),
+        segment(options=selective_option((1, 2)), flags=SYN),
+        segment(options=selective_option((1, 2)))[:65],
         changed(segment(b"data"), 20, b"\x20\0"),
         changed(segment(b"data"), 20, b"\0\x01"),
         datagram(b"data", ttl=1),
@@ -164,7 +198,9 @@ def changed(frame: bytes, at: int, value: bytes) -> bytes:
         segment()[:53],
         b"",
     ],
-    ids=["syn", "syn-ack", "urgent", "timestamps", "first fragment", "later fragment", "ttl 1",
+    ids=["syn", "syn-ack", "urgent", "timestamps", "padding behind",
+         "two SACK options", "no blocks", "SACK in a syn", "half an edge", "first fragment",
+         "later fragment", "ttl 1",
          "ttl 0", "41 bytes", "53 bytes", "nothing"],
 )  # fmt: skip
 def test_all_else_is_for_the_slow_tier(frame: bytes) -> None:
@@ -181,7 +217,8 @@ def test_repairing_is_what_makes_a_change_count() -> None:
 
 plain_frames = st.one_of(
     st.builds(segment, st.binary(max_size=100), st.integers(0, 255), st.sampled_from(
-        [b"", b"", b"\1\1\1\0", b"\2\4\5\xb4", b"\1\1\x08\x0a12345678"])),
+        [b"", b"", b"\1\1\1\0", b"\2\4\5\xb4", b"\1\1\x08\x0a12345678",
+         *(selective_option(tuple(range(2 * blocks))) for blocks in range(1, 5))])),
     st.builds(datagram, st.binary(max_size=100), st.integers(0, 255)),
 )  # fmt: skip
 changes = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=4)
@@ -211,9 +248,10 @@ def test_both_tiers_say_the_same_of_garbage(frame: bytes) -> None:
 
 @pytest.mark.parametrize(
     "frame",
-    [segment(b"data"), segment(), datagram(b"data"), datagram()],
-    ids=["segment", "acknowledgment", "datagram", "empty datagram"],
-)
+    [segment(b"data"), segment(), segment(options=selective_option((1, 2, 3, 4))),
+     datagram(b"data"), datagram()],
+    ids=["segment", "acknowledgment", "selective one", "datagram", "empty datagram"],
+)  # fmt: skip
 def test_both_tiers_say_the_same_of_every_single_byte_mutation(frame: bytes) -> None:
     """Each byte set to each value, with the checksums as they were and made right."""
     for at in range(len(frame)):
