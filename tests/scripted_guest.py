@@ -124,10 +124,11 @@ def tcp(
     window: int = WINDOW,
     payload: bytes = b"",
     options: bytes = b"",
+    urgent_pointer: int = 0,
 ) -> bytes:
     control = (5 + len(options) // 4) << 12 | flags
     ports = struct.pack(">HHII", sport, dport, sequence % (1 << 32), acknowledgment % (1 << 32))
-    segment = ports + struct.pack(">HHHH", control, window, 0, 0) + options + payload
+    segment = ports + struct.pack(">HHHH", control, window, 0, urgent_pointer) + options + payload
     covered = pseudo(source, destination, TCP, len(segment)) + segment
     return segment[:16] + struct.pack(">H", internet_checksum(covered)) + segment[18:]
 

@@ -11,7 +11,7 @@ from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT, TcpFlow
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.icmp import HOST_UNREACHABLE
-from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TCP, URG
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
@@ -25,6 +25,7 @@ from tests.scripted_guest import (
     ScriptedServer,
     icmp,
     packed,
+    tcp,
 )
 
 
@@ -183,6 +184,57 @@ def test_capsa_05a_five_hundred_black_holes_do_not_delay_the_one_that_answers(
     answers = [heard.tcp.payload for heard in guest.hears()]
     assert b"at once" in answers
     assert connection.server.received == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("source", "destination"),
+    [
+        (GUEST, "255.255.255.255"),
+        (GUEST, "10.0.2.255"),
+        (GUEST, "224.0.0.251"),
+        ("127.0.0.1", SERVER),
+        ("10.0.2.255", SERVER),
+        ("224.0.0.1", SERVER),
+        ("0.0.0.0", SERVER),
+        (GATEWAY, SERVER),
+    ],
+)
+def test_a_syn_to_many_or_from_nobody_is_dropped(
+    network: ScriptedNetwork, guest: ScriptedGuest, source: str, destination: str
+) -> None:
+    """RFC 9293, 3.9.2.3 (MUST-57, 63): neither a connection, nor an answer."""
+    syn = tcp(source, 40000, destination, 80, SYN, 1000)
+    guest.sends(guest.packet(syn, TCP, destination, source=source))
+    assert (guest.hears(), network.host.servers) == ([], [])
+    assert sum(network.counters.values()) == 1, "the drop has a name"
+    network.assert_nothing_left()
+
+
+def test_what_a_syn_carries_is_not_lost(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """RFC 9293, 3.10.7.2, would keep it; it is not acknowledged, so the guest says it again."""
+    guest.sends(guest.segment(40000, SERVER, 80, SYN, 1000, payload=b"early"))
+    (server,) = network.host.servers
+    server.accepts()
+    answer = guest.hears_one().tcp
+    assert answer.acknowledgment == 1001
+    ours = answer.sequence + 1
+    guest.sends(guest.segment(40000, SERVER, 80, ACK | PSH, 1001, ours, payload=b"early"))
+    assert server.received == b"early"
+
+
+@pytest.mark.parametrize("pointer", [0, 1, 5, 6, 0xFFFF])
+def test_urgent_octets_pass_whatever_their_pointer_says(guest: ScriptedGuest, pointer: int) -> None:
+    """RFC 6093: data like any other, by the slow way and with the fast one before and after it."""
+    connection = guest.connects()
+    guest.sends(connection.segment(ACK, b"before "))
+    urgent = tcp(
+        GUEST, 40000, SERVER, 80, ACK | PSH | URG, connection.sent, connection.received,
+        urgent_pointer=pointer, payload=b"urgent",
+    )  # fmt: skip
+    connection.sent += 6
+    guest.sends(guest.packet(urgent, TCP, SERVER), connection.segment(ACK, b" after"))
+    assert connection.server.received == b"before urgent after"
+    assert guest.hears()[-1].tcp.acknowledgment == connection.sent
 
 
 # -- segments of no flow

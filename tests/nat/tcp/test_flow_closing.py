@@ -4,7 +4,7 @@ import pytest
 
 from qemu_usernat.nat.tcp.flow import TIME_WAIT
 from qemu_usernat.nat.tcp.states import GuestState, HostState
-from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
 from tests.nat.tcp.conversation import MSS, Conversation, in_state
 
 G, H = GuestState, HostState
@@ -198,14 +198,3 @@ def test_the_network_ends(takes: int) -> None:
     talk.flow.abandon()
     talk.flow.abandon()
     assert talk.host.socket.closed
-
-
-def test_time_wait_answers_what_is_out_of_place() -> None:
-    """RFC 9293, 3.10.7.4, first and fourth: an ACK for old octets, a challenge for an old SYN."""
-    talk = in_state(G.TIME_WAIT)
-    talk.guest.sends(PSH | ACK, b"old", at=-100)
-    talk.guest.gets(ACK)
-    talk.guest.sends(SYN, at=-100)
-    talk.guest.gets(ACK)
-    talk.guest.sends(RST | ACK, at=-100)
-    talk.guest.gets_nothing()

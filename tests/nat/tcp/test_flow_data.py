@@ -5,7 +5,7 @@ import pytest
 from qemu_usernat.nat.tcp.flow import DELAYED_ACK
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.sequence import MODULUS
-from qemu_usernat.wire.packets import ACK, PSH, SYN, URG
+from qemu_usernat.wire.packets import ACK, PSH
 from tests.nat.tcp.conversation import MSS, Conversation
 
 G, H = GuestState, HostState
@@ -152,26 +152,6 @@ def test_an_old_ack_that_was_overtaken_is_harmless() -> None:
     talk.guest.sends(PSH | ACK, b"late", at=0, ack=2)
     assert talk.host.received == b"late"
     assert not talk.flow.sender.in_flight
-
-
-def test_urgent_data_is_data() -> None:
-    """RFC 6093: no octet is taken out of the stream."""
-    talk = Conversation.open()
-    talk.guest.sends(PSH | URG | ACK, b"abc!")
-    assert talk.host.received == b"abc!"
-
-
-def test_a_syn_in_an_open_connection_is_challenged_and_not_too_often() -> None:
-    """RFC 5961, 4.2 and 7."""
-    talk = Conversation.open()
-    for _ in range(10):
-        talk.guest.sends(SYN, at=3)
-    talk.guest.gets(ACK, ack=0)
-    talk.guest.gets_nothing()
-    talk.advance(1)
-    talk.guest.sends(SYN | ACK, at=3)
-    talk.guest.gets(ACK, ack=0)
-    assert talk.states == (G.ESTABLISHED, H.OPEN)
 
 
 def test_a_socket_that_takes_one_octet_at_a_time() -> None:

@@ -183,18 +183,6 @@ def test_segments_are_as_large_as_both_sides_allow(
     assert len(talk.guest.gets(ACK).payload) == length
 
 
-def test_a_silly_mss_is_raised_to_the_floor() -> None:
-    """A guest that asks for one octet a segment would cost a header for each."""
-    talk = Conversation.open(mss=1)
-    talk.host.says(bytes(200))
-    assert len(talk.guest.gets(ACK).payload) == 88
-
-
-def test_the_scale_has_a_limit() -> None:
-    """RFC 7323, 2.3: a shift above 14 is read as 14."""
-    assert Conversation(scale=255).flow.sender.scale == 14
-
-
 def test_initial_sequence_numbers_grow_and_tell_nothing() -> None:
     """RFC 6528: one counter for each four-tuple, unlike its neighbour's."""
     first = initial_sequence(KEY, SECRET, 10.0)

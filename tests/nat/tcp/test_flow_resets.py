@@ -11,21 +11,6 @@ IN_ALL = pytest.mark.parametrize("state", sorted(SYNCHRONISED, key=str))
 
 
 @IN_ALL
-def test_a_reset_elsewhere_in_the_window_is_challenged(state: GuestState) -> None:
-    """RFC 5961, 3.2: the true guest answers with the exact number, a forger cannot."""
-    talk = in_state(state)
-    takes_octets = state in (G.SYN_RECEIVED, G.ESTABLISHED, G.FIN_WAIT_1, G.FIN_WAIT_2)
-    talk.guest.sends(RST, at=talk.guest.position + 100)
-    assert talk.flow.guest_state is state
-    if takes_octets:
-        talk.guest.gets(ACK, ack=talk.guest.position)
-        assert talk.counters["tcp.challenge_ack"] == 1
-    for _ in range(5):
-        talk.guest.sends(RST, at=talk.guest.position + 100)
-    talk.guest.gets_nothing()
-
-
-@IN_ALL
 def test_a_reset_outside_the_window_is_nothing(state: GuestState) -> None:
     """RFC 9293, 3.10.7.4, first: no ACK for it either."""
     talk = in_state(state)
