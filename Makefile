@@ -21,9 +21,10 @@ lint: setup
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-# docs/tcp-states.md, from the tables that the code runs on.
+# docs/tcp-states.md and docs/counters.md, from the tables that the code runs on.
 docs: setup
 	$(PYTHON) -m tools.tcp_states
+	$(PYTHON) -m tools.counters
 
 # New versions of everything, for a commit of its own.
 lock: setup

@@ -9,6 +9,7 @@ import resource
 import secrets
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -40,6 +41,9 @@ TURNS_TIME = 5 * MS
 """How long turns may follow each other before the other tasks get theirs."""
 
 _log = structlog.get_logger()
+
+# What a person asks for is told, however little the log is to say by itself.
+_asked = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(0))
 
 
 @define(eq=False)
@@ -131,6 +135,16 @@ class Server:
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline
 
+    def report(self) -> None:
+        """Log what there is now, and all that was counted."""
+        live = Counter(
+            f"flows.{sleeper.guest_state.value}"
+            for sleeper in self.router.alarms  # every flow and mapping has a deadline
+            if isinstance(sleeper, TcpFlow)
+        )
+        mappings = len(self.router.mappings)
+        _asked.info("report", links=len(self.links), mappings=mappings, **live, **self.counters)
+
     def close(self) -> None:
         """Give every descriptor back; guests see their link go down."""
         for link in tuple(self.links):
@@ -141,13 +155,13 @@ class Server:
 
 
 async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) -> None:
-    """Run the network of `config` until SIGTERM or SIGINT.
+    """Run the network of `config` until SIGTERM or SIGINT, and report at each SIGUSR1.
 
     `on_ready` is called once, with where we listen, when everything listens. UserError where
     something cannot.
     """
     raise_descriptor_limit()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         server = Server(config, PATIENCE)
         listeners: list[Listener] = []
         try:
@@ -162,8 +176,10 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
                         connect_forever, endpoint, server.on_connection, server.counters
                     )
                 on_ready([listener.endpoint for listener in listeners])
-                async for _ in signals:
-                    break
+                async for number in signals:
+                    if number != signal.SIGUSR1:
+                        break
+                    server.report()
                 nursery.cancel_scope.cancel()
         finally:
             for listener in listeners:

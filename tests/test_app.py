@@ -1,15 +1,19 @@
 """The whole server in this process, and a client that speaks on its socket as QEMU does."""
 
+import logging
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -267,6 +271,74 @@ async def test_a_quiet_network_takes_no_turns(
         await trio.testing.wait_all_tasks_blocked(0.1)
         assert turns == before > 0
         await qemu.stream.aclose()
+
+
+# -- SIGUSR1
+
+
+@asynccontextmanager
+async def serving_process(path: str) -> AsyncIterator[trio.Process]:
+    """`qemu-usernat serve` in a process of its own, listening at `path`, until the block ends."""
+    command = [sys.executable, "-m", "qemu_usernat", "serve", "--host-loopback"]
+    run = partial(trio.run_process, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with trio.fail_after(WAIT):
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(run, [*command, "--listen", f"unix:{path}"])
+            async with process.stdout, process.stderr:
+                assert (await process.stdout.receive_some()).startswith(b"listening on ")
+                yield process
+                process.terminate()
+                assert await process.wait() == 0
+
+
+async def report_of(process: trio.Process) -> dict[str, int]:
+    """The numbers that the server logs when it is asked for a report."""
+    assert process.stderr is not None
+    process.send_signal(signal.SIGUSR1)
+    said = b""
+    while not said.endswith(b"\n"):
+        said += await process.stderr.receive_some()
+    (line,) = said.decode().splitlines()
+    assert re.match(r"[0-9:]{8} \[info +\] report +\S", line)
+    return {name: int(number) for name, number in re.findall(r"(\S+)=(\d+)", line)}
+
+
+async def test_sigusr1_tells_what_there_is_and_what_was_counted(
+    path: str, stack: ExitStack
+) -> None:
+    """One line on stderr with every number that is not zero; the guest does not notice."""
+    server = tcp_server(stack)
+    async with serving_process(path) as process:
+        assert process.stderr is not None
+        assert await report_of(process) == {"links": 0, "mappings": 0}
+        qemu = await Qemu.connect(path)
+        connection = await qemu.connects_to(server)
+        peer = accepted(stack, server)
+        assert b"guest connected" in await process.stderr.receive_some()
+        strange = GATEWAY_MAC + GUEST_MAC + b"\x88\x8e"
+        await qemu.sends(strange, qemu.guest.datagram(1234, GATEWAY, 9, b"nobody is there"))
+        assert (await qemu.hears()).icmp.type == 3
+        for _ in range(2):
+            assert await report_of(process) == {
+                "links": 1, "mappings": 1, "flows.ESTABLISHED": 1, "ethernet.unknown_type": 1,
+            }  # fmt: skip
+        peer.sendall(b"undisturbed")
+        segment = (await qemu.hears()).tcp
+        assert (segment.source_port, segment.payload) == (connection.dport, b"undisturbed")
+        await qemu.stream.aclose()
+
+
+def test_a_report_is_told_at_every_level(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run` logs nothing but warnings, so as not to disturb; who asks is answered all the same."""
+    silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=silent, logger_factory=structlog.PrintLoggerFactory())
+    server = Server(listening(path))
+    try:
+        server.report()
+    finally:
+        structlog.reset_defaults()
+        server.close()
+    assert "report" in capsys.readouterr().out
 
 
 # -- the end

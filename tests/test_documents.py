@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from qemu_usernat.config import read_config
-from tools import tcp_states
+from tools import counters, tcp_states
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +21,11 @@ def blocks(language: str) -> list[str]:
 def test_the_page_of_tcp_states_is_the_tables() -> None:
     """Whoever reads docs/tcp-states.md reads what the code runs on."""
     assert tcp_states.PAGE.read_text() == tcp_states.render(), "run `make docs`"
+
+
+def test_the_page_of_counters_is_the_register() -> None:
+    """Whoever looks a counter up in docs/counters.md finds what the code means by it."""
+    assert counters.PAGE.read_text() == counters.render(), "run `make docs`"
 
 
 def test_every_command_of_the_readme_is_known_here() -> None:

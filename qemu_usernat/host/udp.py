@@ -120,12 +120,14 @@ class HostUdp:
             self._on_unsent(error, payload, address, port)
 
     def _on_unsent(self, error: int, payload: Buffer, address: Address, port: int) -> None:
-        self._counters.count(f"udp.send_{errno.errorcode.get(error, 'error').lower()}")
         code = refusal_code(error)
-        if code is not None:
-            # The host itself says so, as a router without a route would.
-            icmp = DESTINATION_UNREACHABLE, code, bytes(4)
-            self._mapping.on_host_error(icmp, LOOPBACK_IPV4, address, port, bytes(payload))
+        if code is None:
+            self._counters.count("udp.send_full" if error == errno.EAGAIN else "udp.send_failed")
+            return
+        self._counters.count("udp.send_unreachable")
+        # The host itself says so, as a router without a route would.
+        icmp = DESTINATION_UNREACHABLE, code, bytes(4)
+        self._mapping.on_host_error(icmp, LOOPBACK_IPV4, address, port, bytes(payload))
 
     def close(self) -> None:
         """Give the descriptor back."""
