@@ -7,7 +7,6 @@ until the router's next deadline. Everything else here is listening, connecting 
 
 import resource
 import secrets
-import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import structlog
 import trio
 from attrs import define, field
 
+from qemu_usernat import signals
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.endpoints import Endpoint
 from qemu_usernat.gateway.dns import DnsForwarder
@@ -161,7 +161,7 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
     something cannot.
     """
     raise_descriptor_limit()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+    with trio.open_signal_receiver(*signals.ANSWERED) as received, signals.answered():
         server = Server(config, PATIENCE)
         listeners: list[Listener] = []
         try:
@@ -176,8 +176,8 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
                         connect_forever, endpoint, server.on_connection, server.counters
                     )
                 on_ready([listener.endpoint for listener in listeners])
-                async for number in signals:
-                    if number != signal.SIGUSR1:
+                async for number in received:
+                    if number in signals.ENDING:
                         break
                     server.report()
                 nursery.cancel_scope.cancel()

@@ -18,7 +18,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from qemu_usernat import __version__
+from qemu_usernat import __version__, signals
 from qemu_usernat.config import Config, Endpoint, FdEndpoint, parse_endpoint, read_config
 from qemu_usernat.notify import notify_ready
 from qemu_usernat.primitives.errors import UserError
@@ -42,16 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         _complain(error.format_message())
         return error.exit_code
-    except click.Abort:
-        _complain("interrupted")
     except UserError as error:
         _complain(str(error))
     except BaseExceptionGroup as group:  # what a nursery made of one of the above
-        mistakes, others = group.split((UserError, KeyboardInterrupt))
+        mistakes, others = group.split(UserError)
         if mistakes is None or others is not None:
             raise
         for mistake in _leaves(mistakes):
-            _complain(str(mistake) or "interrupted")
+            _complain(str(mistake))
     return 1
 
 
@@ -112,12 +110,13 @@ def serve(file: Path | None, **options: Any) -> int:
     at unix:$XDG_RUNTIME_DIR/qemu-usernat.sock. SIGUSR1 makes it log its counters, and
     how many links, mappings and flows it has.
     """
-    import trio
+    with signals.waiting():
+        import trio
 
-    with _as_usage():
-        config = read_config(file, _given(options))
-    _configure_log(logging.DEBUG if config.verbose else logging.INFO)
-    trio.run(_serve, config)
+        with _as_usage():
+            config = read_config(file, _given(options))
+        _configure_log(logging.DEBUG if config.verbose else logging.INFO)
+        trio.run(_serve, config)
     return 0
 
 
@@ -131,9 +130,12 @@ def run(file: Path | None, qemu: tuple[str, ...], **options: Any) -> int:
 
     qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img
     """
-    import trio
+    with (
+        signals.waiting(),
+        tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory,  # mode 0700
+    ):
+        import trio
 
-    with tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory:  # mode 0700
         private = parse_endpoint(f"unix:{directory}/guest.sock")
         with _as_usage():
             config = read_config(file, _given(options), listen=private)

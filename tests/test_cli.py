@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -433,13 +432,3 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
             check=False,
         )
     assert answer.stdout == b"still serving\n"
-
-
-def test_interrupted_before_it_is_ready(
-    network: Network, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ctrl-C during the start shows one word and no traceback."""
-    network.then = lambda: os.kill(os.getpid(), signal.SIGINT)
-    network.forever = True
-    assert main(["serve", "--listen", "unix:/a"]) == 1
-    assert "qemu-usernat: interrupted\n" in capsys.readouterr().err
