@@ -5,7 +5,7 @@ import pytest
 from qemu_usernat.nat.tcp.flow import TIME_WAIT
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
-from tests.nat.tcp.conversation import MSS, Conversation, in_state
+from tests.nat.tcp.conversation import GUEST_ISN, MSS, Conversation, in_state
 
 G, H = GuestState, HostState
 
@@ -172,10 +172,10 @@ def test_time_wait_is_not_assassinated() -> None:
 def test_time_wait_yields_to_a_later_syn_only() -> None:
     """RFC 9293, 3.10.7.4 (MAY-2): a new incarnation begins beyond the old one."""
     talk = in_state(G.TIME_WAIT)
-    isn = 1000
-    assert not talk.flow.yields_to_syn(isn, talk.now)
-    assert not talk.flow.yields_to_syn(isn - 500, talk.now)
-    assert talk.flow.yields_to_syn(isn + 500, talk.now)
+    fin = GUEST_ISN + 1
+    for sequence in (fin - 500, GUEST_ISN, fin, fin + 1):
+        assert not talk.flow.yields_to_syn(sequence, talk.now)
+    assert talk.flow.yields_to_syn(fin + 2, talk.now)
     talk.assert_over()
 
 
@@ -198,3 +198,42 @@ def test_the_network_ends(takes: int) -> None:
     talk.flow.abandon()
     talk.flow.abandon()
     assert talk.host.socket.closed
+
+
+def test_an_ack_of_the_octets_is_no_ack_of_the_fin_behind_them() -> None:
+    """RFC 9293, 3.10.7.4, fifth: FIN-WAIT-1 ends with the FIN's own number; until then it comes."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    talk.host.ends()
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, ack=5)
+    assert talk.states == (G.FIN_WAIT_1, H.READ_EOF)
+    talk.advance(0.201)
+    talk.guest.gets(FIN | ACK, at=5)
+    talk.guest.sends(ACK, ack=6)
+    assert talk.states == (G.FIN_WAIT_2, H.READ_EOF)
+
+
+def test_a_server_that_reads_the_guests_last_words_moves_no_window() -> None:
+    """After its FIN the guest sends nothing more: there is nothing to invite."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    while room := talk.line.edge - talk.guest.position:
+        talk.guest.sends(ACK, bytes(min(MSS, room)))
+    talk.guest.sends(FIN | ACK)
+    talk.guest.loses_everything()
+    talk.host.takes(1 << 30)
+    talk.guest.gets_nothing()
+    assert talk.host.socket.shut
+
+
+def test_last_words_for_a_server_that_has_failed_are_forgotten() -> None:
+    """Both ends had ended, so nobody is reset; but nobody will take the octets either."""
+    talk = in_state(G.FIN_WAIT_2)
+    talk.host.takes(0)
+    talk.guest.sends(PSH | FIN | ACK, b"unread")
+    talk.guest.gets(ACK, ack=7)
+    talk.host.fails()
+    talk.guest.gets_nothing()
+    assert talk.states == (G.TIME_WAIT, H.FAILED)
+    assert talk.flow.receiver.queued == 0

@@ -3,6 +3,7 @@
 import pytest
 
 from qemu_usernat.nat.tcp.flow import DELAYED_ACK
+from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.sequence import MODULUS
 from qemu_usernat.wire.packets import ACK, PSH
@@ -205,3 +206,10 @@ def test_without_scaling_a_slow_server_causes_no_duplicate_acks() -> None:
     for _ in range(10):
         talk.host.takes(100)
     talk.guest.gets_nothing()
+
+
+def test_an_answer_carries_the_window_of_the_moment() -> None:
+    """A SYN,ACK can promise 64 KiB; the first octets to the guest say how much there is."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    assert talk.guest.gets(PSH | ACK).window == CAPACITY_INITIAL

@@ -161,3 +161,40 @@ def test_a_handshake_that_was_repeated_is_not_measured() -> None:
     talk.advance(0.3)
     talk.guest.sends(ACK)
     assert talk.flow.sender.round_trip.smoothed is None
+
+
+def test_an_ack_after_a_timeout_has_no_stale_number() -> None:
+    """RFC 9293, 3.10.7.4: SND.NXT is beyond all that was ever sent, though some is sent again."""
+    talk = Conversation.open()
+    talk.host.says(bytes(3 * MSS))
+    talk.guest.loses_everything()
+    talk.advance(0.201)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, b"hello", ack=0)
+    talk.guest.gets(ACK, at=3 * MSS, ack=5)
+
+
+def test_what_was_repeated_early_is_not_measured() -> None:
+    """Karn (RFC 6298, 3): five seconds between the first copy and the ACK are no round trip."""
+    talk = Conversation.open()
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    for _ in range(3):
+        talk.guest.sends(ACK, ack=0)
+    talk.guest.gets(ACK, at=0)
+    talk.now += 5
+    talk.guest.sends(ACK, ack=5 * MSS)
+    assert talk.flow.sender.round_trip.timeout < 1
+
+
+def test_duplicates_are_counted_from_the_last_progress() -> None:
+    """RFC 5681, 3.2: two, and an ACK that moves on, and two more, are no three."""
+    talk = Conversation.open()
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    for progress in (0, MSS):
+        for _ in range(2 + bool(progress)):
+            talk.guest.sends(ACK, ack=progress)
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, ack=MSS)
+    talk.guest.gets(ACK, bytes(MSS), at=MSS)

@@ -179,3 +179,41 @@ def test_a_server_that_reads_again_is_said_at_once(scale: int | None, mtu: int) 
     talk.end_turn()
     talk.guest.gets(ACK)
     assert talk.flow.receiver.room >= 32768
+
+
+def test_what_has_been_taken_is_probed_for_no_more() -> None:
+    """The window that kept it has opened for it, and is closed again with nothing to wait."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1500)
+    talk.guest.gets(PSH | ACK)
+    talk.guest.sends(ACK, window=0)
+    talk.guest.sends(ACK, window=500)
+    talk.guest.gets(PSH | ACK, b"a" * 500)
+    talk.guest.sends(ACK, window=0)
+    talk.advance(600)
+    talk.guest.gets_nothing()
+    talk.host.says(b"more")
+    talk.advance(1)
+    assert talk.guest.loses_everything(), "and now there is something"
+
+
+def test_a_window_that_closes_over_what_is_in_flight_is_asked_for_hours() -> None:
+    """RFC 9293, 3.8.6.1: while the guest answers, R2 does not count."""
+    talk = Conversation.open(window=8000, scale=0)
+    talk.host.says(bytes(8000))
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, ack=MSS, window=0)
+    for _ in range(240):
+        talk.advance(61)
+        asked = talk.guest.loses_everything()
+        assert asked, "nobody asks for a minute"
+        assert {segment.at for segment in asked} == {MSS}
+        talk.guest.sends(ACK, ack=MSS, window=0)
+    talk.guest.sends(ACK, ack=MSS, window=8000)
+    talk.guest.expects = MSS
+    received = MSS
+    for _ in range(20):
+        talk.advance(61)
+        received += len(talk.guest.gets_stream())
+        talk.guest.sends(ACK)
+    assert received == 8000
