@@ -142,7 +142,7 @@ class Server:
             for sleeper in self.router.alarms  # every flow and mapping has a deadline
             if isinstance(sleeper, TcpFlow)
         )
-        mappings = len(self.router.mappings)
+        mappings = len(self.router.datagrams.mappings)
         _asked.info("report", links=len(self.links), mappings=mappings, **live, **self.counters)
 
     def close(self) -> None:

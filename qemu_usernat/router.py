@@ -14,7 +14,8 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.config.network import Network
-from qemu_usernat.delivery import Delivery, TcpWire, UdpWire
+from qemu_usernat.datagrams import Datagrams
+from qemu_usernat.delivery import Delivery, TcpWire
 from qemu_usernat.dns_service import DnsService
 from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
@@ -48,7 +49,6 @@ from qemu_usernat.wire.headers import peek
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
     HOST_UNREACHABLE,
-    PORT_UNREACHABLE,
     PROTOCOL_UNREACHABLE,
     REASSEMBLY_TIME_EXCEEDED,
     TIME_EXCEEDED,
@@ -86,9 +86,6 @@ refused. An idle one costs some 10 KiB."""
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
 
-MAPPINGS_MAXIMUM = 16384
-"""UDP mappings, each with a descriptor; beyond it new ones are refused."""
-
 
 class HostEdge(Protocol):
     """What the router asks of the host. Each may raise OSError: there is no descriptor."""
@@ -112,7 +109,7 @@ class Router:
     counters: Counters
     switch: Switch = field(init=False)
     flows: dict[FlowKey, TcpFlow] = field(factory=dict)
-    mappings: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
+    datagrams: Datagrams = field(init=False)
     alarms: Alarms = field(factory=Alarms)
     _touched: list[TcpFlow] = field(factory=list)
     _time_waits: dict[TcpFlow, None] = field(factory=dict)
@@ -141,6 +138,9 @@ class Router:
         limiter = ErrorLimiter(network.subnet.broadcast_address.packed)
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
+        )
+        self.datagrams = Datagrams(
+            self._delivery, self.edge.open_udp, self._own, self._outward, self.alarms, counters
         )
         self._reassembler = Reassembler(counters)
         self._arp = ArpResponder(network.gateway_mac, self._own)
@@ -212,10 +212,7 @@ class Router:
             if isinstance(sleeper, TcpFlow):
                 self.touch(sleeper)
             elif isinstance(sleeper, UdpMapping):
-                if sleeper.expired(now):
-                    self._close_mapping(sleeper)
-                else:
-                    self.alarms.arm(sleeper)
+                self.datagrams.on_deadline(sleeper, now)
         if self._reassembler.deadline() <= now:
             self._expire_fragments(now)
         if self.dns.deadline() <= now:
@@ -231,7 +228,7 @@ class Router:
             if isinstance(sleeper, TcpFlow):
                 sleeper.abandon()
             elif isinstance(sleeper, UdpMapping):
-                self._close_mapping(sleeper)
+                self.datagrams.close(sleeper)
 
     # -- frames: the fast way
 
@@ -259,16 +256,10 @@ class Router:
                     )
                     return
             else:
-                mapping = self.mappings.get((source, source_port))
-                outward = self._outward.get(destination, destination)
-                if (
-                    mapping is not None
-                    and destination_port not in _SERVICE_PORTS
-                    and not is_loopback(destination)  # which `outward` may be, but no guest names
-                    and mapping.knows(outward)
-                ):
-                    self._delivery.on_neighbour(source, frame[6:12].tobytes())
-                    mapping.on_guest_datagram(frame[start:end], outward, destination_port, now)
+                if destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
+                    source, source_port, destination, destination_port, frame[start:end],
+                    frame[6:12], now,
+                ):  # fmt: skip
                     return
         self._on_unusual_frame(frame.tobytes(), now)
 
@@ -360,8 +351,10 @@ class Router:
                 self._on_dhcp(content.payload, now)
             elif group:
                 self.counters.count("udp.broadcast_or_multicast")
+            elif content.destination_port == DNS_PORT and packet.destination in self._own:
+                self._on_dns(content, packet, mac, now)
             else:
-                self._on_udp(content, packet, mac, now)
+                self.datagrams.on_datagram(content, packet, mac, now)
         elif group:
             self.counters.count("ipv4.broadcast_or_multicast")
         elif isinstance(content, TcpSegment):
@@ -429,52 +422,6 @@ class Router:
             return
         length = len(segment.payload) + bool(segment.flags & SYN) + bool(segment.flags & FIN)
         self._delivery.reset(mac, key, 0, add(segment.sequence, length), RST | ACK)
-
-    # -- UDP
-
-    def _on_udp(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        destination, port = packet.destination, datagram.destination_port
-        if destination in self._own:
-            if port == DNS_PORT:
-                self._on_dns(datagram, packet, mac, now)
-                return
-            if destination not in self._outward:
-                self.counters.count("udp.closed_port")
-                self._delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
-                return
-        mapping = self._mapping(packet.source, datagram.source_port, mac, now)
-        if mapping is None:
-            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
-        else:
-            outward = self._outward.get(destination, destination)
-            mapping.on_guest_datagram(datagram.payload, outward, port, now)
-            self.alarms.arm(mapping)
-
-    def _mapping(
-        self, address: Address, port: int, mac: MacAddress, now: float
-    ) -> UdpMapping | None:
-        """The mapping of a guest's address and port, opened if it is new; None if it cannot be."""
-        key = (address, port)
-        mapping = self.mappings.get(key)
-        if mapping is not None:
-            return mapping
-        if len(self.mappings) >= MAPPINGS_MAXIMUM:
-            self.counters.count("udp.mappings_full")
-            return None
-        wire = UdpWire(self._delivery, mac, address, port)
-        mapping = UdpMapping(key, wire, self.counters, now)
-        try:
-            self.edge.open_udp(mapping)
-        except OSError:
-            self.counters.count("udp.no_descriptor")
-            return None
-        self.mappings[key] = mapping
-        return mapping
-
-    def _close_mapping(self, mapping: UdpMapping) -> None:
-        self.alarms.forget(mapping)
-        del self.mappings[mapping.key]
-        mapping.host.close()
 
     # -- services of the gateway
 

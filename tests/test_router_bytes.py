@@ -172,7 +172,7 @@ def _life_of_a_network(script: list[tuple[str, int]]) -> tuple[Any, ...]:
          for end in network.host.servers],
         [(socket.sent, socket.closed) for socket in network.host.sockets],
         sorted(network.router.flows),
-        sorted(network.router.mappings),
+        sorted(network.router.datagrams.mappings),
         network.router.deadline(),
     )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qemu_usernat.datagrams import MAPPINGS_MAXIMUM
 from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME
-from qemu_usernat.router import MAPPINGS_MAXIMUM
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
@@ -137,7 +137,7 @@ def test_a_thousand_mappings_leave_nothing_behind(
 ) -> None:
     """Neither descriptors nor alarms are left when everybody has gone silent."""
     guest.sends(*[guest.datagram(2000 + port, SERVER, 99, b"x") for port in range(1000)])
-    assert len(network.router.mappings) == 1000
+    assert len(network.router.datagrams.mappings) == 1000
     network.advance(IDLE_TIME)
     assert all(socket.closed for socket in network.host.sockets)
     network.assert_nothing_left()
@@ -213,7 +213,7 @@ def test_a_port_scan_cannot_open_sockets_without_end(
         for number in range(MAPPINGS_MAXIMUM + 2)
     ]
     guest.sends(*frames)
-    assert len(network.router.mappings) == MAPPINGS_MAXIMUM
+    assert len(network.router.datagrams.mappings) == MAPPINGS_MAXIMUM
     assert network.counters["udp.mappings_full"] == 2
 
 

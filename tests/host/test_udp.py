@@ -224,7 +224,7 @@ def test_an_error_queue_that_cannot_be_read(
 def test_what_the_host_refuses_to_send_is_counted(room: LoopbackRoom) -> None:
     """A datagram to the host's own broadcast address needs a permission that we do not have."""
     room.guest.sends(room.guest.datagram(1234, GATEWAY, port_of(room.udp_server()), b"hello"))
-    (mapping,) = room.network.router.mappings.values()
+    (mapping,) = room.network.router.datagrams.mappings.values()
     mapping.host.send(b"everybody", packed("255.255.255.255"), 9)
     assert sum(count for name, count in room.counters.items() if name.startswith("udp.send_")) == 1
     mapping.host.close()

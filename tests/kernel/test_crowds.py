@@ -82,7 +82,7 @@ async def test_nothing_is_left_of_200_connections() -> None:
                 while server.router.flows:  # noqa: ASYNC110 - the router tells nobody
                     await trio.sleep(0.001)
             assert server.router.alarms.earliest() == float("inf")
-            assert server.router.mappings == {}
+            assert server.router.datagrams.mappings == {}
         nursery.cancel_scope.cancel()
     server.close()
 

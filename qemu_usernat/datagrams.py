@@ -1,0 +1,110 @@
+"""UDP between the guests and the host's world: which mapping a datagram takes, and who opens one.
+
+It owns the table of mappings, its bound, and what a guest is told that gets none. What the gateway
+itself answers, DHCP and DNS, never comes here; whom a mapping lets in is for `nat.udp` to know.
+"""
+
+from collections.abc import Callable, Mapping
+
+from attrs import define, field
+
+from qemu_usernat.delivery import Delivery, UdpWire
+from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, PORT_UNREACHABLE
+from qemu_usernat.wire.packets import Buffer, IpPacket, UdpDatagram
+
+MAPPINGS_MAXIMUM = 16384
+"""UDP mappings, each with a descriptor; beyond it new ones are refused."""
+
+
+@define(eq=False)
+class Datagrams:
+    """The UDP mappings of one network."""
+
+    delivery: Delivery
+    open_udp: Callable[[UdpMapping], None]
+    """Set the mapping's `host`; OSError if there is no descriptor."""
+    own: frozenset[Address]
+    """Addresses of the gateway itself."""
+    outward: Mapping[Address, Address]
+    """Those of them that stand for others."""
+    alarms: Alarms
+    counters: Counters
+    mappings: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
+
+    def on_known(
+        self,
+        source: Address,
+        source_port: int,
+        destination: Address,
+        destination_port: int,
+        payload: Buffer,
+        mac: memoryview,
+        now: float,
+    ) -> bool:
+        """The fast way: send where this mapping has sent before; False if that is not the case."""
+        mapping = self.mappings.get((source, source_port))
+        outward = self.outward.get(destination, destination)
+        if (
+            mapping is None
+            or is_loopback(destination)  # which `outward` may be, but no guest names
+            or not mapping.knows(outward)
+        ):
+            return False
+        self.delivery.on_neighbour(source, mac.tobytes())
+        mapping.on_guest_datagram(payload, outward, destination_port, now)
+        return True
+
+    def on_datagram(
+        self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float
+    ) -> None:
+        """A datagram for the host's world, of a mapping or the first of one; its guest is told
+        where it cannot go."""
+        destination = packet.destination
+        if destination in self.own and destination not in self.outward:
+            self.counters.count("udp.closed_port")
+            self.delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
+            return
+        mapping = self._mapping(packet.source, datagram.source_port, mac, now)
+        if mapping is None:
+            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+        else:
+            outward = self.outward.get(destination, destination)
+            mapping.on_guest_datagram(datagram.payload, outward, datagram.destination_port, now)
+            self.alarms.arm(mapping)
+
+    def on_deadline(self, mapping: UdpMapping, now: float) -> None:
+        """The mapping's alarm has rung: its time is over, or has been put off."""
+        if mapping.expired(now):
+            self.close(mapping)
+        else:
+            self.alarms.arm(mapping)
+
+    def close(self, mapping: UdpMapping) -> None:
+        """Forget the mapping and give its descriptor back."""
+        self.alarms.forget(mapping)
+        del self.mappings[mapping.key]
+        mapping.host.close()
+
+    def _mapping(
+        self, address: Address, port: int, mac: MacAddress, now: float
+    ) -> UdpMapping | None:
+        """The mapping of a guest's address and port, opened if it is new; None if it cannot be."""
+        key = (address, port)
+        mapping = self.mappings.get(key)
+        if mapping is not None:
+            return mapping
+        if len(self.mappings) >= MAPPINGS_MAXIMUM:
+            self.counters.count("udp.mappings_full")
+            return None
+        mapping = UdpMapping(key, UdpWire(self.delivery, mac, address, port), self.counters, now)
+        try:
+            self.open_udp(mapping)
+        except OSError:
+            self.counters.count("udp.no_descriptor")
+            return None
+        self.mappings[key] = mapping
+        return mapping
