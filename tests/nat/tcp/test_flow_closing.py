@@ -237,3 +237,14 @@ def test_last_words_for_a_server_that_has_failed_are_forgotten() -> None:
     talk.guest.gets_nothing()
     assert talk.states == (G.TIME_WAIT, H.FAILED)
     assert talk.flow.receiver.queued == 0
+
+
+def test_a_fin_behind_octets_that_have_come_before() -> None:
+    """Our ACK was lost; the guest has closed meanwhile, and says all of it in one segment."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, b"hello")
+    talk.guest.loses_everything()
+    talk.guest.sends(PSH | FIN | ACK, b"hello", at=0)
+    assert talk.guest.loses_everything()[-1].ack == 6
+    assert talk.host.received == b"hello"
+    assert talk.host.socket.shut

@@ -198,3 +198,16 @@ def test_duplicates_are_counted_from_the_last_progress() -> None:
     talk.guest.gets_nothing()
     talk.guest.sends(ACK, ack=MSS)
     talk.guest.gets(ACK, bytes(MSS), at=MSS)
+
+
+def test_window_updates_and_idle_acks_are_no_duplicates() -> None:
+    """RFC 5681, 2: a duplicate has the same window, and something is in flight."""
+    talk = Conversation.open()
+    for _ in range(5):
+        talk.guest.sends(ACK)
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    for more in range(5):
+        talk.guest.sends(ACK, ack=0, window=65536 + 1024 * more)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.fast_retransmit"] == 0

@@ -318,6 +318,18 @@ def test_the_hours_of_an_answer_that_nobody_acknowledges() -> None:
     talk.assert_over()
 
 
+def test_the_hours_of_an_octet_after_a_hard_handshake() -> None:
+    """RFC 6298, 5.7: 3 s at first; and what the handshake took is not counted against R2."""
+    talk = in_state(G.SYN_RECEIVED)
+    talk.advance(100)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK)
+    talk.host.says(b"hello")
+    talk.guest.gets(PSH | ACK, b"hello")
+    heard = heard_when(talk, 3600)
+    assert [when for when, _ in heard] == doubling(3.0, RETRANSMISSIONS_MAXIMUM + 1)
+
+
 def test_the_hours_of_a_probe_that_nobody_answers() -> None:
     """RFC 9293, 3.8.6.1: the first after an RTO, each next one twice as late; R2 ends them."""
     talk = Conversation.open(window=0)
@@ -330,8 +342,10 @@ def test_the_hours_of_a_probe_that_nobody_answers() -> None:
 
 
 def test_the_hours_of_a_guest_that_was_switched_off() -> None:
-    """A probe after two hours, eight more, and a reset: both sides know after 2 h 11 min."""
+    """Two hours after its last word a probe, eight more, and a reset: known after 2 h 11 min."""
     talk = Conversation.open()
+    talk.advance(1800)
+    talk.guest.sends(ACK)
     heard = heard_when(talk, 4 * 3600)
     first = KEEPALIVE_IDLE
     assert [when for when, _ in heard] == [
