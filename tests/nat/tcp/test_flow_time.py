@@ -211,3 +211,20 @@ def test_window_updates_and_idle_acks_are_no_duplicates() -> None:
         talk.guest.sends(ACK, ack=0, window=65536 + 1024 * more)
     talk.guest.gets_nothing()
     assert talk.counters["tcp.fast_retransmit"] == 0
+
+
+def test_a_second_loss_is_repaired_as_early_as_the_first() -> None:
+    """When all of one flight has arrived, three duplicates count anew."""
+    talk = Conversation.open()
+    for start in (0, 5 * MSS):
+        talk.host.says(bytes(5 * MSS))
+        talk.guest.loses_everything()
+        for _ in range(4):
+            talk.guest.sends(ACK, ack=start)
+        talk.guest.gets(ACK, bytes(MSS), at=start)
+        talk.guest.loses_everything()
+        for position in range(start + MSS, start + 6 * MSS, MSS):
+            talk.guest.sends(ACK, ack=position)
+            talk.guest.loses_everything()
+    assert talk.counters["tcp.fast_retransmit"] == 2
+    assert talk.counters["tcp.retransmission_timeout"] == 0
