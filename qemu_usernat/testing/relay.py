@@ -1,32 +1,45 @@
 """A wire that does harm: a relay between guest and server that loses, repeats and bends frames.
 
-`Harm` says what is done to one direction, `HarmfulWire` does it (sans-IO: frames and time in,
-frames out), `Relay` is the thread that carries bytes between two sockets through one wire each
-way. All chance comes from one seed, so the same frames meet the same fate.
+`Harm` says what is done to one direction, `HarmfulWire` does it (sans-IO: octets of the stream
+and time in, octets out), `Relay` runs a process that carries between two sockets through one
+wire each way. All chance comes from one seed, so the same frames meet the same fate.
 
 Each harm does one thing. Delay and jitter keep the order, as a queue does; reordering holds a
 frame back while others overtake it; corruption turns one bit of the packet inside the frame, and
 leaves the Ethernet header alone: on real Ethernet its checksum guards that, and on this wire
-nothing would.
+nothing would. Nothing else is ever lost: where one side does not read, the other is held back.
+
+It should cost as little as it can, for whoever measures over it measures it, too. So it is a
+process of its own, harmless frames travel together as they came, and which frame is next to be
+harmed is known before it comes.
 """
 
 import heapq
+import json
+import math
 import random
-import selectors
+import select
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections import Counter, deque
+from struct import Struct
 from types import TracebackType
 
-from attrs import define, field, frozen
+from attrs import asdict, define, field, frozen
 
-from qemu_usernat.qemu.framing import FrameBuffer
+from qemu_usernat.primitives.errors import UserError
 
 REORDER_TIME = 0.005  # seconds by which a frame may be overtaken: many frames on a busy wire
 ETHERNET_HEADER = 14  # bytes
-WRITE_AT_ONCE = 256 * 1024  # bytes joined for one write
-BACKLOG_LIMIT = 4 << 20  # bytes waiting for a side that does not read; what follows is lost
+READ_AT_ONCE = 512 * 1024  # bytes; more than the longest frame
+BACKLOG_LIMIT = 4 << 20  # bytes waiting for a side that does not read, before the other is held
+SOCKET_BUFFER = 2 << 20  # bytes that the kernel may hold, as `qemu.link.SEND_BUFFER`
+END_TIMEOUT = 5.0  # seconds
+LENGTH = Struct(">I")
+
+_IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux)
 
 
 @frozen(kw_only=True)
@@ -43,46 +56,117 @@ class Harm:
 
 
 @define
+class _Lot:
+    """Which frames one thing befalls: each with the same probability, whatever befell others.
+
+    The gap to the next one is drawn at once (its distribution is geometric), so that the frames
+    between cost nothing.
+    """
+
+    probability: float
+    chance: random.Random
+    next: float = math.inf
+    """The number of the next frame that it befalls."""
+
+    def __attrs_post_init__(self) -> None:
+        self._draw(0)
+
+    def _draw(self, earliest: int) -> None:
+        if self.probability >= 1:
+            self.next = earliest
+        elif self.probability:
+            gap = math.log1p(-self.chance.random()) // math.log1p(-self.probability)
+            self.next = earliest + gap
+
+    def hits(self, number: int) -> bool:
+        """Whether it befalls this frame, which is `next` or comes before it."""
+        if number != self.next:
+            return False
+        self._draw(number + 1)
+        return True
+
+
+@define
 class HarmfulWire:
     """One direction. `counts` tells how many frames came, and what was done to them."""
 
     harm: Harm
-    random: random.Random
+    seed: float
     counts: Counter[str] = field(factory=Counter)
+    _chance: random.Random = field(init=False)
+    _lots: dict[str, _Lot] = field(init=False)
+    _harmed: float = field(init=False)
+    """The number of the next frame that anything befalls."""
+    _number: int = 0
+    """Of the next frame to come."""
     _latest: float = 0.0
     _waiting: list[tuple[float, int, bytes]] = field(factory=list)
-    _taken: int = 0
+    _queued: int = 0
 
-    def take(self, frame: bytes, now: float) -> None:
-        """A frame enters."""
-        self.counts["frames"] += 1
-        harm = self.harm
-        if self._happens("lost", harm.loss):
+    def __attrs_post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
+        self._lots = {
+            "lost": _Lot(self.harm.loss, self._chance),
+            "corrupted": _Lot(self.harm.corrupt, self._chance),
+            "repeated": _Lot(self.harm.repeat, self._chance),
+            "reordered": _Lot(self.harm.reorder, self._chance),
+        }
+        self._harmed = min(lot.next for lot in self._lots.values())
+
+    def take(self, stream: memoryview, now: float) -> int:
+        """Octets of the stream enter, whole frames of them; how many were taken."""
+        unpack, size, together = LENGTH.unpack_from, LENGTH.size, not self.harm.jitter
+        first = at = 0
+        number, end = self._number, len(stream)
+        while at + size <= end:
+            stop = at + size + unpack(stream, at)[0]
+            if stop > end:
+                break
+            if number == self._harmed:
+                self._pass(stream[first:at], now)
+                self._take_harmed(number, bytes(stream[at:stop]), now)
+                first = stop
+            elif not together:
+                self._pass(stream[at:stop], now)
+                first = stop
+            number += 1
+            at = stop
+        self._pass(stream[first:at], now)
+        self.counts["frames"] += number - self._number
+        self._number = number
+        return at
+
+    def _take_harmed(self, number: int, frame: bytes, now: float) -> None:
+        hit = {what for what, lot in self._lots.items() if lot.hits(number)}
+        self._harmed = min(lot.next for lot in self._lots.values())
+        if "lost" in hit:
+            self.counts["lost"] += 1
             return
-        if self._happens("corrupted", harm.corrupt):
+        self.counts.update(hit)
+        if "corrupted" in hit:
             frame = self._bent(frame)
-        copies = 2 if self._happens("repeated", harm.repeat) else 1
-        due = now
-        if harm.delay or harm.jitter:
-            due += harm.delay + self.random.uniform(0.0, harm.jitter)
-        due = max(due, self._latest)
-        if self._happens("reordered", harm.reorder):
-            due += self.random.uniform(0.0, REORDER_TIME)
+        self._pass(frame * 2 if "repeated" in hit else frame, now, held="reordered" in hit)
+
+    def _pass(self, frames: bytes | memoryview, now: float, *, held: bool = False) -> None:
+        """Frames, with their lengths, enter the queue together."""
+        if not frames:
+            return
+        harm = self.harm
+        due = max(now + harm.delay + self._up_to(harm.jitter), self._latest)
+        if held:
+            due += self._up_to(REORDER_TIME)
         else:
             self._latest = due
-        for _ in range(copies):
-            self._taken += 1
-            heapq.heappush(self._waiting, (due, self._taken, frame))
+        self._queued += 1
+        heapq.heappush(self._waiting, (due, self._queued, bytes(frames)))
 
-    def _happens(self, what: str, probability: float) -> bool:
-        if not probability or self.random.random() >= probability:
-            return False
-        self.counts[what] += 1
-        return True
+    def _up_to(self, seconds: float) -> float:
+        return seconds * self._chance.random() if seconds else 0.0
 
     def _bent(self, frame: bytes) -> bytes:
         bent = bytearray(frame)
-        bent[self.random.randrange(ETHERNET_HEADER, len(bent))] ^= 1 << self.random.randrange(8)
+        at = self._chance.randrange(LENGTH.size + ETHERNET_HEADER, len(bent))
+        bent[at] ^= 1 << self._chance.randrange(8)
         return bytes(bent)
 
     def deadline(self) -> float | None:
@@ -90,7 +174,7 @@ class HarmfulWire:
         return self._waiting[0][0] if self._waiting else None
 
     def leave(self, now: float) -> list[bytes]:
-        """The frames that have reached the other end, in the order in which they do."""
+        """What has reached the other end, whole frames, in the order in which they do."""
         arrived = []
         while self._waiting and self._waiting[0][0] <= now:
             arrived.append(heapq.heappop(self._waiting)[2])
@@ -103,54 +187,108 @@ class _End:
     def __init__(self, sock: socket.socket, wire: HarmfulWire) -> None:
         self.sock = sock
         self.wire = wire  # of the frames that come from here
-        self.frames = FrameBuffer()
-        self.backlog: deque[bytes] = deque()
+        self.backlog: deque[bytes | memoryview] = deque()
         self.backlog_size = 0
+        self._arrived = memoryview(bytearray(READ_AT_ONCE))
+        self._have = 0  # octets of a frame that is not yet whole
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
 
     def read(self, now: float) -> bool:
         """Take what has come into the wire; False at the end of the stream."""
         try:
-            received = self.sock.recv_into(self.frames.free())
+            received = self.sock.recv_into(self._arrived[self._have :])
         except BlockingIOError:
             return True
-        self.frames.take(received, lambda frame: self.wire.take(frame.tobytes(), now))
+        have = self._have + received
+        taken = self.wire.take(self._arrived[:have], now)
+        self._have = have - taken
+        self._arrived[: self._have] = self._arrived[taken:have]
         return received > 0
 
-    def queue(self, frames: list[bytes], counts: Counter[str]) -> None:
-        """Frames that have come over a wire to this end."""
-        for frame in frames:
-            if self.backlog_size >= BACKLOG_LIMIT:
-                counts["overflowed"] += 1
-                continue
-            octets = len(frame).to_bytes(4, "big") + frame
-            self.backlog.append(octets)
-            self.backlog_size += len(octets)
-
-    def write(self) -> None:
-        """As much of the backlog as the socket takes now."""
-        while self.backlog:
-            pieces = [self.backlog.popleft()]
-            size = len(pieces[0])
-            while self.backlog and size < WRITE_AT_ONCE:
-                pieces.append(self.backlog.popleft())
-                size += len(pieces[-1])
-            octets = b"".join(pieces)
+    def write(self, arrived: list[bytes]) -> None:
+        """As much as the socket takes now of what waits, and of what has come over the wire."""
+        backlog = self.backlog
+        backlog.extend(arrived)
+        self.backlog_size += sum(map(len, arrived))
+        while backlog:
+            pieces = [backlog.popleft() for _ in range(min(len(backlog), _IOV_MAXIMUM))]
             try:
-                sent = self.sock.send(octets)
+                sent = self.sock.sendmsg(pieces)
             except BlockingIOError:
                 sent = 0
             self.backlog_size -= sent
-            if sent < size:
-                self.backlog.appendleft(octets[sent:])
+            while pieces and sent >= len(pieces[0]):
+                sent -= len(pieces.pop(0))
+            if pieces:
+                pieces[0] = memoryview(pieces[0])[sent:]
+                backlog.extendleft(reversed(pieces))
                 return
+
+
+class _Joint:
+    """What the process does: both ends joined by their wires, until either side closes."""
+
+    def __init__(self, guest: _End, server: _End) -> None:
+        self._ways = ((guest, server), (server, guest))
+        self._poller = select.poll()
+
+    def run(self) -> None:
+        """Carry, and say the counts whenever a line is asked for, until nobody can ask."""
+        joined = True
+        while True:
+            ready = self._wait() if joined else {sys.stdin.fileno(): select.POLLIN}
+            if sys.stdin.fileno() in ready and not self._report():
+                return
+            if joined and not self._turn(ready):
+                joined = False
+                for end, _ in self._ways:
+                    end.sock.close()
+
+    def _report(self) -> bool:
+        if not sys.stdin.readline():
+            return False
+        print(json.dumps([end.wire.counts for end, _ in self._ways]), flush=True)
+        return True
+
+    def _wait(self) -> dict[int, int]:
+        self._poller.register(sys.stdin, select.POLLIN)
+        for end, other in self._ways:
+            wanted = select.POLLIN * (other.backlog_size < BACKLOG_LIMIT)
+            self._poller.register(end.sock, wanted | select.POLLOUT * bool(end.backlog))
+        deadlines = [end.wire.deadline() for end, _ in self._ways]
+        known = [deadline for deadline in deadlines if deadline is not None]
+        patience = max(0.0, min(known) - time.monotonic()) * 1000 if known else None
+        return dict(self._poller.poll(patience))
+
+    def _turn(self, ready: dict[int, int]) -> bool:
+        """Read what came, write what is due; False when one side has gone."""
+        now = time.monotonic()
+        try:
+            for end, _ in self._ways:
+                events = ready.get(end.sock.fileno(), 0)
+                if events & ~select.POLLOUT and not end.read(now):
+                    return False
+            for source, sink in self._ways:
+                sink.write(source.wire.leave(now))
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+
+@frozen
+class Counts:
+    """How many frames came over each wire (`frames`), and what befell how many of them."""
+
+    to_host: Counter[str]
+    to_guest: Counter[str]
 
 
 class Relay:
     """Two connected stream sockets joined by harmful wires, for the length of a ``with``.
 
-    The sockets are closed at the end, and as soon as either side closes. `to_host` and
-    `to_guest` are the two wires, whose counts may be read at any time.
+    The sockets given to it are closed at once here, and for the peers as soon as either of them
+    closes, or at the end.
     """
 
     def __init__(
@@ -162,15 +300,20 @@ class Relay:
         to_guest: Harm = Harm(),
         seed: int = 0,
     ) -> None:
-        chance = random.Random(seed)
-        self.to_host = HarmfulWire(to_host, random.Random(chance.random()))
-        self.to_guest = HarmfulWire(to_guest, random.Random(chance.random()))
-        self._guest = _End(guest, self.to_host)
-        self._server = _End(server, self.to_guest)
-        self._thread = threading.Thread(target=self._run, name="relay")
+        self._sockets = (guest, server)
+        self._orders = {"to_host": asdict(to_host), "to_guest": asdict(to_guest), "seed": seed}
 
     def __enter__(self) -> "Relay":
-        self._thread.start()
+        guest, server = self._sockets
+        with guest, server:
+            descriptors = [guest.fileno(), server.fileno()]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, *map(str, descriptors), json.dumps(self._orders)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=descriptors,
+                text=True,
+            )
         return self
 
     def __exit__(
@@ -179,42 +322,28 @@ class Relay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for end in (self._guest, self._server):
-            try:
-                end.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
-            except OSError:
-                continue  # the thread has closed it
-        self._thread.join()
+        self._process.communicate(timeout=END_TIMEOUT)  # ends with its standard input
 
-    def _run(self) -> None:
-        try:
-            with selectors.DefaultSelector() as selector:
-                for end in (self._guest, self._server):
-                    selector.register(end.sock, selectors.EVENT_READ, end)
-                while self._turn(selector):
-                    pass
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # one side has gone
-        finally:
-            self._guest.sock.close()
-            self._server.sock.close()
+    def counts(self) -> Counts:
+        """What has been done to the frames so far. UserError if the relay has failed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError("the relay has ended; see its words on stderr")
+        return Counts(*map(Counter, json.loads(line)))
 
-    def _turn(self, selector: selectors.BaseSelector) -> bool:
-        ready = selector.select(self._patience())
-        now = time.monotonic()
-        for key, events in ready:
-            if events & selectors.EVENT_READ and not key.data.read(now):
-                return False
-        for source, sink in ((self._guest, self._server), (self._server, self._guest)):
-            sink.queue(source.wire.leave(now), source.wire.counts)
-            sink.write()
-            events = selectors.EVENT_READ | selectors.EVENT_WRITE * bool(sink.backlog)
-            if events != selector.get_key(sink.sock).events:
-                selector.modify(sink.sock, events, sink)
-        return True
 
-    def _patience(self) -> float | None:
-        """Seconds until the next frame leaves a wire; None: until something comes."""
-        deadlines = (self.to_host.deadline(), self.to_guest.deadline())
-        known = [deadline for deadline in deadlines if deadline is not None]
-        return max(0.0, min(known) - time.monotonic()) if known else None
+def main() -> None:
+    """``python -m qemu_usernat.testing.relay GUEST SERVER ORDERS``: descriptors, and JSON."""
+    guest, server = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
+    orders = json.loads(sys.argv[3])
+    chance = random.Random(orders["seed"])
+    to_host = HarmfulWire(Harm(**orders["to_host"]), chance.random())
+    to_guest = HarmfulWire(Harm(**orders["to_guest"]), chance.random())
+    _Joint(_End(guest, to_host), _End(server, to_guest)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qemu_usernat.testing.namespace import SOCKET_TIMEOUT, NamespaceGuest, connect_unix
 from qemu_usernat.testing.relay import Harm, Relay
+from tests.kernel.conditions import UP, WHOLE, Condition
 
 HOST = "127.0.0.1"
 GATEWAY = "10.0.2.2"  # with --host-loopback, the guest's name for the host's 127.0.0.1
@@ -139,6 +140,19 @@ class ServerProcess:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@frozen
+class Connection:
+    """One TCP connection over a relay, held at both ends."""
+
+    guest: socket.socket
+    host: socket.socket
+    relay: Relay
+
+    def source_and_sink(self, way: str) -> tuple[socket.socket, socket.socket]:
+        """The end that sends on the way `UP` or `DOWN`, and the one that receives."""
+        return (self.guest, self.host) if way == UP else (self.host, self.guest)
+
+
 @define(eq=False)
 class Laboratory:
     """What one test starts; all of it ends with the test."""
@@ -161,16 +175,53 @@ class Laboratory:
 
     def harmed_guest(self, mtu: int, harm: Harm, seed: int = 1) -> tuple[NamespaceGuest, Relay]:
         """A guest whose wire does the same harm both ways."""
-        ours, theirs = socket.socketpair()
-        server = connect_unix(self.server(mtu).path)
-        relay = Relay(theirs, server, to_host=harm, to_guest=harm, seed=seed)
-        self.ends.enter_context(relay)
-        return self.ends.enter_context(NamespaceGuest(ours, mtu)), relay
+        wire, relay = self._harmed_wire(connect_unix(self.server(mtu).path), harm, seed)
+        return self.ends.enter_context(NamespaceGuest(wire, mtu)), relay
 
-    def pair(self, guest: NamespaceGuest) -> tuple[socket.socket, socket.socket]:
+    def _harmed_wire(
+        self, server: socket.socket, harm: Harm, seed: int
+    ) -> tuple[socket.socket, Relay]:
+        ours, theirs = socket.socketpair()
+        relay = Relay(theirs, server, to_host=harm, to_guest=harm, seed=seed)
+        return ours, self.ends.enter_context(relay)
+
+    def pair(
+        self, guest: NamespaceGuest, condition: Condition = WHOLE
+    ) -> tuple[socket.socket, socket.socket]:
         """One connection from the guest to a server on the host: (guest's end, host's end)."""
-        with listen() as server:
-            ours = self.ends.enter_context(guest.connect((GATEWAY, server.getsockname()[1])))
+        return self._pair(guest, socket.socket(), (HOST, 0), GATEWAY, condition)
+
+    def _pair(
+        self,
+        guest: NamespaceGuest,
+        server: socket.socket,
+        listens_at: tuple[str, int],
+        seen_at: str,
+        condition: Condition,
+    ) -> tuple[socket.socket, socket.socket]:
+        ours = self.ends.enter_context(guest.open_socket())
+        condition.prepare_guest(ours)
+        with server:
+            condition.prepare_host(server)
+            server.settimeout(SOCKET_TIMEOUT)
+            server.bind(listens_at)
+            server.listen()
+            ours.connect((seen_at, server.getsockname()[1]))
             theirs, _ = server.accept()
         theirs.settimeout(SOCKET_TIMEOUT)
         return ours, self.ends.enter_context(theirs)
+
+    def connection(self, condition: Condition, seed: int = 1) -> Connection:
+        """One connection from a guest of its own, through us."""
+        guest, relay = self.harmed_guest(condition.mtu, condition.harm, seed)
+        return Connection(*self.pair(guest, condition), relay)
+
+    def bare_connection(self, condition: Condition, seed: int = 1) -> Connection:
+        """The same without us: behind the relay is another kernel in a namespace."""
+        near, far = socket.socketpair()
+        wire, relay = self._harmed_wire(near, condition.harm, seed)
+        host = NamespaceGuest(far, condition.mtu, f"{GATEWAY}/24", gateway=None)
+        host = self.ends.enter_context(host)
+        guest = self.ends.enter_context(NamespaceGuest(wire, condition.mtu))
+        server = host.open_socket()
+        return Connection(*self._pair(guest, server, (GATEWAY, 0), GATEWAY, condition), relay)
