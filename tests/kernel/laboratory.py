@@ -44,27 +44,38 @@ def until(condition: Callable[[], bool], what: str, limit: float = 10.0) -> None
         time.sleep(0.005)
 
 
-def carry(octets: bytes, source: socket.socket, sink: socket.socket) -> float:
-    """Send `octets` and the end from `source` to `sink`, see them arrive; bytes per second."""
+def carry(octets: bytes, source: socket.socket, sink: socket.socket, *, end: bool = True) -> float:
+    """Send `octets`, and the end, from `source` to `sink`, see them arrive; bytes per second."""
 
     def send() -> None:
         view = memoryview(octets)
         for start in range(0, len(octets), CHUNK):
             source.sendall(view[start : start + CHUNK])
-        source.shutdown(socket.SHUT_WR)
+        if end:
+            source.shutdown(socket.SHUT_WR)
 
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(send)
         received, digest = 0, hashlib.sha256()
         buffer = memoryview(bytearray(CHUNK))
-        while count := sink.recv_into(buffer):
+        while (end or received < len(octets)) and (count := sink.recv_into(buffer)):
             digest.update(buffer[:count])
             received += count
         sending.result()
     took = time.monotonic() - started
     assert (received, digest.digest()) == (len(octets), hashlib.sha256(octets).digest())
     return received / took
+
+
+def receive(sock: socket.socket, count: int) -> bytes:
+    """Exactly `count` octets; AssertionError if the stream ends before."""
+    octets = bytearray()
+    while len(octets) < count:
+        got = sock.recv(min(count - len(octets), CHUNK))
+        assert got, f"the end after {len(octets)} of {count} octets"
+        octets += got
+    return bytes(octets)
 
 
 def listen(backlog: int = 512) -> socket.socket:

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.kernel.conditions import LOSSES, WHOLE, Condition
 from tests.kernel.laboratory import (
     GATEWAY,
     MIB,
     Laboratory,
+    ServerProcess,
     carry,
     closed_port,
     listen,
+    receive,
     some_octets,
     until,
 )
@@ -151,21 +154,13 @@ def fill(sock: socket.socket) -> int:
     return taken
 
 
-def read_exactly(sock: socket.socket, count: int) -> None:
-    """Read `count` octets, and no more must come before the end."""
-    while count:
-        got = sock.recv(min(count, 65536))
-        assert got
-        count -= len(got)
-
-
 def test_reader_that_pauses(lab: Laboratory) -> None:
     """A guest that reads nothing for a while holds the server back, then gets all of it."""
     ours, theirs = lab.pair(lab.guest(1500))
     taken = fill(theirs)
     assert taken < 64 * MIB
     theirs.shutdown(socket.SHUT_WR)
-    read_exactly(ours, taken)
+    receive(ours, taken)
     assert ours.recv(1) == b""
 
 
@@ -175,8 +170,48 @@ def test_server_that_pauses(lab: Laboratory) -> None:
     taken = fill(ours)
     assert taken < 64 * MIB
     ours.shutdown(socket.SHUT_WR)
-    read_exactly(theirs, taken)
+    receive(theirs, taken)
     assert theirs.recv(1) == b""
+
+
+def quiet_for(seconds: float, server: ServerProcess) -> None:
+    """Time passes, and the server does next to nothing in it."""
+    before, end = server.processor_time(), time.monotonic() + seconds
+    until(lambda: time.monotonic() > end, "time passes", seconds + 1)
+    assert server.processor_time() - before < 0.2 + seconds / 100, "the server spins"
+
+
+SILENCE = 60.0  # seconds
+WIRES = [WHOLE, LOSSES[-1]]
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+def test_windows_closed_for_a_minute_open_again(lab: Laboratory, wire: Condition) -> None:
+    """Readers on both sides stop for a minute; probes keep the connections, and all arrives."""
+    guest, _ = lab.harmed_guest(wire.mtu, wire.harm)
+    pairs = [lab.pair(guest), lab.pair(guest)[::-1]]
+    taken = [fill(source) for source, _ in pairs]
+    quiet_for(SILENCE, lab.server(wire.mtu))
+    for (source, sink), count in zip(pairs, taken, strict=True):
+        source.shutdown(socket.SHUT_WR)
+        sink.settimeout(120)
+        receive(sink, count)
+        assert sink.recv(1) == b""
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.name)
+def test_half_closed_for_a_minute(lab: Laboratory, wire: Condition) -> None:
+    """One side ends its direction; after a minute of silence the other one still has its say."""
+    guest, _ = lab.harmed_guest(wire.mtu, wire.harm)
+    pairs = [lab.pair(guest), lab.pair(guest)[::-1]]
+    for ender, other in pairs:
+        carry(b"that is all", ender, other)
+    quiet_for(SILENCE, lab.server(wire.mtu))
+    for ender, other in pairs:
+        ender.settimeout(120)
+        carry(some_octets(MIB), other, ender)
 
 
 def test_frozen_guest_comes_back(lab: Laboratory) -> None:
@@ -193,10 +228,7 @@ def test_frozen_guest_comes_back(lab: Laboratory) -> None:
         carry(some_octets(10 * MIB), *lab.pair(other))
         carry(some_octets(10 * MIB), *lab.pair(other)[::-1])
         assert not transfer.done()
-        before = server.processor_time()
-        fill_time = time.monotonic()
-        until(lambda: time.monotonic() - fill_time > 0.5, "half a second of silence")
-        assert server.processor_time() - before < 0.2, "the server spins"
+        quiet_for(0.5, server)
         frozen.resume_reading()
         transfer.result()
 
