@@ -1,7 +1,7 @@
 # Every target sets up all it needs on a fresh Debian 12: see scripts/setup.
 PYTHON := .venv/bin/python
 
-.PHONY: demo test test-deep lint docs lock setup
+.PHONY: demo test test-deep lint docs mutants lock setup
 
 # A guest that goes online, and its shell for you. ARGS=--batch ends instead.
 demo: setup
@@ -25,6 +25,11 @@ lint: setup
 docs: setup
 	$(PYTHON) -m tools.tcp_states
 	$(PYTHON) -m tools.counters
+
+# Faults planted in nat/tcp/, to see whether the tests notice: an hour or two, and it goes on where
+# it was stopped. ARGS="receiver rtt" tries these modules only.
+mutants: setup
+	$(PYTHON) -m tools.mutants $(ARGS)
 
 # New versions of everything, for a commit of its own.
 lock: setup
