@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from qemu_usernat.nat.tcp.rtt import (
     CLOCK_GRANULARITY,
+    RTO_AFTER_LOST_SYN,
     RTO_INITIAL,
     RTO_MAXIMUM,
     RTO_MINIMUM,
@@ -16,6 +17,14 @@ from qemu_usernat.nat.tcp.rtt import (
 def test_before_the_first_sample_it_is_one_second() -> None:
     """RFC 6298 (2.1)."""
     assert RoundTripTime().timeout == RTO_INITIAL == 1.0
+
+
+def test_the_limits_are_what_is_written() -> None:
+    """RFC 6298 (2.5, 5.7), Linux's minimum, and an alarm that is good for a millisecond."""
+    assert RTO_MAXIMUM == 60.0
+    assert RTO_AFTER_LOST_SYN == 3.0
+    assert RTO_MINIMUM == 0.2
+    assert CLOCK_GRANULARITY == 0.001
 
 
 def test_the_first_sample_sets_everything() -> None:
