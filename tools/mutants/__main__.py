@@ -14,8 +14,11 @@ import signal
 import sys
 import tomllib
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from shutil import copyfile, copytree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -28,7 +31,10 @@ TESTS = Path("tests/nat/tcp")
 MORE_TESTS = ("tests/test_router_tcp.py",)
 """Which see the flow at work in the router."""
 
-LEDGER = Path("build/mutants.jsonl")
+ROOT = Path(__file__).parents[2]
+COPIED = ("pyproject.toml", "qemu_usernat", "tests")
+
+LEDGER = ROOT / "build" / "mutants.jsonl"
 EXPLAINED = Path(__file__).parent / "explained.toml"
 TARGET = 0.90
 
@@ -47,12 +53,23 @@ def main(names: Sequence[str], jobs: int) -> None:
     fresh = [mutant for mutant in mutants if not _is_settled(ledger.get(mutant.key))]
     say(f"{len(mutants)} mutants, {len(mutants) - len(fresh)} of them settled before")
     if fresh:
-        usual = sound_run()
         try:
-            try_all(fresh, usual, ledger, jobs)
+            with a_copy():
+                try_all(fresh, sound_run(), ledger, jobs)
         except KeyboardInterrupt:
             say("stopped; the report is of what was tried")
     sys.exit(not print_report(mutants, ledger))
+
+
+@contextmanager
+def a_copy() -> Iterator[None]:
+    """Go to a copy of code and tests, so that whoever works on them meanwhile disturbs nothing."""
+    with TemporaryDirectory(prefix="mutants-") as folder, chdir(folder):
+        for name in COPIED:
+            copy = copytree if (ROOT / name).is_dir() else copyfile
+            copy(ROOT / name, name)
+        sys.path[0] = folder
+        yield
 
 
 def _is_settled(entry: Mapping[str, Any] | None) -> bool:

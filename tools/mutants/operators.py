@@ -67,9 +67,7 @@ class DropElement:
     """A row that somebody forgot, in a table of the module's: a tuple, a set or a dictionary."""
 
     def mutation_positions(self, node: Node) -> Iterator[tuple[Position, Position]]:
-        if node.type in ("testlist_comp", "dictorsetmaker") and not _function_around(node):
-            if any(child.type in ("sync_comp_for", "comp_for") for child in node.children):
-                return
+        if node.type in ("testlist_comp", "dictorsetmaker") and not _is_code(node):
             for element in _elements(node):
                 yield element[0].start_pos, element[-1].end_pos
 
@@ -139,8 +137,17 @@ class ChangeText(_OneToANode):
         return _replaced(node, f"{node.value[:-1]}!{node.value[-1]}")
 
 
+def _is_code(node: Node) -> bool:
+    """Whether it stands in a function or a comprehension."""
+    while node is not None and node.type != "funcdef":
+        if any(child.type == "sync_comp_for" for child in getattr(node, "children", ())):
+            return True
+        node = node.parent
+    return node is not None
+
+
 def _function_around(node: Node) -> Node | None:
-    while node is not None and node.type not in ("funcdef", "lambdef"):
+    while node is not None and node.type != "funcdef":
         node = node.parent
     return node
 
