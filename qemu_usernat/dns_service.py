@@ -64,6 +64,10 @@ class DnsService:
         """The guest is gone."""
         self._stream.abandon()
 
+    def hang_up(self) -> None:
+        """The guest is gone, after its last query."""
+        self._stream.abandon()
+
     def close(self) -> None:
         """Both directions have ended."""
         self._stream.abandon()

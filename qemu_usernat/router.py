@@ -26,7 +26,7 @@ from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import HEADERS, open_flow
+from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.primitives.addresses import (
@@ -118,6 +118,7 @@ class Router:
     _arp: ArpResponder = field(init=False)
     _echo: EchoResponder = field(factory=EchoResponder)
     _dhcp: DhcpServer = field(init=False)
+    _tcp: TcpSettings = field(init=False)
     _own: frozenset[Address] = field(init=False)
     """Addresses of the gateway itself."""
     _outward: dict[Address, Address] = field(init=False)
@@ -128,6 +129,7 @@ class Router:
     def __attrs_post_init__(self) -> None:
         network, counters = self.network, self.counters
         gateway, nameserver = network.gateway.packed, network.nameserver.packed
+        self._tcp = TcpSettings(network.mtu, self.secret, network.congestion)
         self._own = frozenset({gateway, nameserver})
         self._outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
         self._subnet = (
@@ -369,8 +371,10 @@ class Router:
         key = (packet.source, segment.source_port, packet.destination, segment.destination_port)
         flow = self.flows.get(key)
         opens = segment.flags & (SYN | ACK | RST | FIN) == SYN
+        beyond = None
         if flow is not None and opens and flow.yields_to_syn(segment.sequence, now):
             self.touch(flow)  # what it still owes the host is paid outside the table
+            beyond = flow.sender.sequence_of(flow.sender.next)
             flow = None
         if flow is not None:
             self.touch(flow)
@@ -385,17 +389,23 @@ class Router:
                 segment.selective,
             )
         elif opens:
-            self._open_tcp(key, segment, packet, mac, now)
+            self._open_tcp(key, segment, packet, mac, now, beyond)
         elif not segment.flags & RST:
             self._refuse_segment(key, segment, mac)
 
     def _open_tcp(
-        self, key: FlowKey, syn: TcpSegment, packet: IpPacket, mac: MacAddress, now: float
+        self,
+        key: FlowKey,
+        syn: TcpSegment,
+        packet: IpPacket,
+        mac: MacAddress,
+        now: float,
+        beyond: int | None,
     ) -> None:
         if syn.maximum_segment_size:
             self._delivery.on_shown_mtu(mac, syn.maximum_segment_size + HEADERS)
         wire = TcpWire(self._delivery, mac, key, packet)
-        flow = open_flow(key, syn, wire, self.network.mtu, self.secret, self.counters, now)
+        flow = open_flow(key, syn, wire, self._tcp, self.counters, now, beyond)
         wire.bind(flow)
         self.flows[key] = flow
         self.touch(flow)

@@ -5,8 +5,11 @@ failure with the ICMP code that would say it to a guest still waiting for its SY
 """
 
 import errno
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 
 from qemu_usernat.host.refusals import refusal_code
@@ -17,6 +20,9 @@ from qemu_usernat.wire.packets import Buffer
 
 READ_SIZE = 256 * 1024
 """Bytes read from one socket in one go: enough to be cheap, little enough to be fair."""
+
+HANG_UP_READS = 64
+"""Reads of `READ_SIZE` at most: more than a socket's buffer holds."""
 
 _IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux and macOS)
 
@@ -161,6 +167,24 @@ class HostTcp:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.close()
 
+    def hang_up(self) -> None:
+        """RST to the server, but not before it has got what was written.
+
+        What it has said meanwhile is thrown away first: unread octets would turn the kernel's
+        close into a reset that overtakes those (RFC 2525, 2.17).
+        """
+        assert self._sock is not None
+        try:
+            for _ in range(HANG_UP_READS):
+                if not self._sock.recv(READ_SIZE):
+                    break
+        except OSError:
+            pass  # nothing more to read, or the server has reset
+        if not unsent(self._sock):
+            self.reset()
+        else:
+            self.close()
+
     def close(self) -> None:
         """Give the descriptor back."""
         if self._sock is not None:
@@ -185,6 +209,11 @@ class HostTcp:
             self._flow.on_host_failed(None, now)
             return
         self._reading, self._writing = read, write
+
+
+def unsent(sock: socket.socket) -> int:
+    """Octets, and our FIN, that the server's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _has_met_itself(sock: socket.socket) -> bool:

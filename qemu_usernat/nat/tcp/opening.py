@@ -1,25 +1,41 @@
-"""From the guest's SYN to a flow: options, sizes and the initial sequence number.
+"""How a flow begins, from the guest's SYN or with one of ours: sizes and initial numbers.
 
-RFC 9293 (3.7.1, MSS), RFC 7323 (2, window scale), RFC 6528 (initial sequence numbers).
+RFC 9293 (3.7.1, MSS), RFC 6528 (initial sequence numbers).
 """
 
 from hashlib import blake2b
 
+from attrs import frozen
+
+from qemu_usernat.nat.tcp.congestion import CONTROLS
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE, Receiver
+from qemu_usernat.nat.tcp.receiver import Receiver
 from qemu_usernat.nat.tcp.sender import Sender
-from qemu_usernat.nat.tcp.sinks import GuestWire
+from qemu_usernat.nat.tcp.sinks import GuestWire, HostStream
 from qemu_usernat.primitives.addresses import FlowKey
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.primitives.sequence import add
+from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import TcpSegment
 
-MSS_DEFAULT = 536  # bytes; RFC 9293, 3.7.1 (MUST-15), where the guest's SYN names none
-MSS_MINIMUM = 88  # bytes; Linux's floor: smaller ones serve only to cost a segment for each byte
 HEADERS = 40  # bytes of IPv4 and TCP headers without options (RFC 6691, 2)
-SCALE_MAXIMUM = 14  # RFC 7323, 2.3
 
 _TICKS_PER_SECOND = 250_000  # RFC 6528, 3: M counts 4 µs
+
+REUSE_GAP = 65_537
+"""How far beyond an ended connection's numbers those of its successor begin: no segment of the
+old one that is still on its way may fall among them."""
+
+
+@frozen
+class TcpSettings:
+    """What holds for every flow of a network."""
+
+    mtu: int
+    """Bytes of IP packet."""
+    secret: bytes
+    """Key of the initial sequence numbers, at least 16 bytes."""
+    congestion: str = "none"
+    """One of `congestion.CONTROLS`."""
 
 
 def initial_sequence(key: FlowKey, secret: bytes, now: float) -> int:
@@ -33,40 +49,45 @@ def open_flow(
     key: FlowKey,
     syn: TcpSegment,
     wire: GuestWire,
-    mtu: int,
-    secret: bytes,
+    settings: TcpSettings,
+    counters: Counters,
+    now: float,
+    beyond: int | None = None,
+) -> TcpFlow:
+    """The flow that the guest's `syn` begins; its host half is still to be dialled.
+
+    `beyond` is the last number that we used in a connection of the same four-tuple which has
+    only just ended (RFC 9293, 3.10.7.4, MAY-2).
+    """
+    flow = _new_flow(key, wire, settings, counters, now)
+    flow.negotiate(syn)
+    if beyond is not None and difference(flow.sender.initial_sequence, beyond) <= 0:
+        flow.sender.initial_sequence = add(beyond, REUSE_GAP)
+    return flow
+
+
+def call_guest(
+    key: FlowKey,
+    wire: GuestWire,
+    host: HostStream,
+    settings: TcpSettings,
     counters: Counters,
     now: float,
 ) -> TcpFlow:
-    """The flow that the guest's `syn` begins; its host half is still to be dialled."""
-    offered = max(syn.maximum_segment_size or MSS_DEFAULT, MSS_MINIMUM)
-    ours = mtu - HEADERS
-    scaled = syn.window_scale is not None
+    """The flow in which we call the guest, for the client that `host` has accepted."""
+    flow = _new_flow(key, wire, settings, counters, now)
+    flow.call(host, now)
+    return flow
+
+
+def _new_flow(
+    key: FlowKey, wire: GuestWire, settings: TcpSettings, counters: Counters, now: float
+) -> TcpFlow:
+    ours = settings.mtu - HEADERS
     sender = Sender(
-        initial_sequence=initial_sequence(key, secret, now),
-        maximum_segment_size=min(offered, ours),
-        scale=min(syn.window_scale or 0, SCALE_MAXIMUM),
-    )
-    sender.on_window(syn.sequence, 0, syn.window, first=True)
-    receiver = Receiver(
-        initial_sequence=syn.sequence,
-        scale=WINDOW_SCALE if scaled else 0,
+        initial_sequence=initial_sequence(key, settings.secret, now),
         maximum_segment_size=ours,
-    )
-    return TcpFlow(
-        key=key,
-        wire=wire,
-        receiver=receiver,
-        sender=sender,
+        control=CONTROLS[settings.congestion],
         counters=counters,
-        syn_options=_syn_options(ours, WINDOW_SCALE if scaled else None),
-        opened_at=now,
     )
-
-
-def _syn_options(maximum_segment_size: int, scale: int | None) -> bytes:
-    """Options of our SYN,ACK, padded to four bytes (RFC 9293, 3.2; RFC 7323, 2.2)."""
-    options = b"\x02\x04" + maximum_segment_size.to_bytes(2, "big")
-    if scale is not None:
-        options += b"\x01\x03\x03" + bytes([scale])
-    return options
+    return TcpFlow(key, wire, Receiver(ours), sender, counters, now)

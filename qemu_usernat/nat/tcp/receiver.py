@@ -1,7 +1,7 @@
 """The receiving side of the guest half: the guest's bytes, in order, once, within the window.
 
 It owns the sequence space of the guest's direction (RFC 9293, 3.4 and 3.10.7.4), the
-out-of-order store, the window that is advertised, and the bytes that the host has not
+out-of-order store and what is said of it (RFC 2018, RFC 2883), the window that is advertised, and the bytes that the host has not
 taken yet. It does not know states, timers, or what carries the bytes on.
 
 Two promises: what was advertised is accepted, and what was accepted is delivered.
@@ -10,8 +10,9 @@ Positions are octets since the guest's SYN, plain integers that never wrap; sequ
 numbers exist only at the border.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from operator import itemgetter
 
 from attrs import define, field
 
@@ -32,21 +33,26 @@ OUT_OF_ORDER_RUNS = 512
 """Separate runs kept at once, each as long as it may be: bounds the objects that tiny segments
 can cost. Only what arrives backwards makes many."""
 
+SELECTIVE_BLOCKS = 4  # RFC 2018, 3: the 40 octets of options hold no more
+
 ROUNDING_ROOM = 64 * KIB
 """How far rounding up to the scale may carry the right edge beyond the capacity."""
+
+_start = itemgetter(0)
 
 
 @define
 class Receiver:
     """The guest's octets on their way to the host."""
 
-    initial_sequence: int
-    scale: int
-    """Shift of the windows we send; 0 where the guest's SYN had no window scale."""
     maximum_segment_size: int
     """The largest segment that the guest may send us."""
+    initial_sequence: int = 0
+    """IRS: the number of the guest's SYN."""
+    scale: int = 0
+    """Shift of the windows we send; 0 where the guest's SYN had no window scale."""
     capacity: int = CAPACITY_INITIAL
-    next_sequence: int = field(init=False)
+    next_sequence: int = 0
     """RCV.NXT."""
     position: int = 0
     """Octets accepted in order so far."""
@@ -63,11 +69,20 @@ class Receiver:
     out_of_order: list[tuple[int, bytearray]] = field(factory=list)
     """(position, octets), sorted, not overlapping, all beyond `position`."""
     delivered_since_growth: int = 0
+    _recent: list[int] = field(factory=list)
+    """Where the latest arrivals beyond a gap began, the newest first."""
+    _duplicate: tuple[int, int] | None = None
+    """Octets that came twice, not yet told of: (start, end)."""
 
     def __attrs_post_init__(self) -> None:
-        self.next_sequence = add(self.initial_sequence, 1)
-        # The window of a SYN,ACK is never scaled (RFC 7323, 2.2).
+        # The window of a SYN is never scaled (RFC 7323, 2.2).
         self.right_edge = min(self.capacity, 0xFFFF)
+
+    def begin(self, initial_sequence: int, *, scaled: bool) -> None:
+        """The guest's SYN has come; `scaled`: it has offered to scale windows."""
+        self.initial_sequence = initial_sequence
+        self.next_sequence = add(initial_sequence, 1)
+        self.scale = WINDOW_SCALE if scaled else 0
 
     # -- the guest's segments
 
@@ -87,12 +102,15 @@ class Receiver:
         if end > limit:
             view = view[: max(0, limit - start)]
         if start < self.position:
+            self._duplicate = (start, min(end, self.position))
             view = view[self.position - start :]
             start = self.position
         if not len(view):
             return False
         if start > self.position:
             self._keep(start, view)
+            self._recent.insert(0, start)
+            del self._recent[2 * SELECTIVE_BLOCKS :]
             return False
         self._deliver(view, len(view))
         self._deliver_kept()
@@ -141,10 +159,12 @@ class Receiver:
         if index and runs[index - 1][0] + len(runs[index - 1][1]) > start:
             index -= 1
         cursor, end = start, start + len(view)
+        fresh = False
         while cursor < end:
             gap_end = min(end, runs[index][0]) if index < len(runs) else end
             if gap_end > cursor:
                 piece = view[cursor - start : gap_end - start]
+                fresh = True
                 if index and runs[index - 1][0] + len(runs[index - 1][1]) == cursor:
                     runs[index - 1][1].extend(piece)  # segments after a gap are one run
                 elif len(runs) < OUT_OF_ORDER_RUNS:
@@ -156,6 +176,54 @@ class Receiver:
             if index < len(runs) and cursor >= runs[index][0]:
                 cursor = max(cursor, runs[index][0] + len(runs[index][1]))
                 index += 1
+        if not fresh:
+            self._duplicate = (start, end)
+
+    # -- selective acknowledgments
+
+    def on_duplicate(self, sequence: int, length: int) -> None:
+        """A segment that was not even looked at, as all of it had come before."""
+        start = self.position + difference(sequence, self.next_sequence)
+        if length and start + length <= self.position:
+            self._duplicate = (start, start + length)
+
+    @property
+    def untold(self) -> bool:
+        """Whether `selective_edges` has anything to tell."""
+        return bool(self.out_of_order) or self._duplicate is not None
+
+    def selective_edges(self) -> list[int]:
+        """What the next ACK tells beside its number, as sequence numbers: left, right, left, …
+
+        First, once, what came twice (RFC 2883, 4); then the block of the newest arrival, and
+        those told of before (RFC 2018, 4).
+        """
+        blocks: list[tuple[int, int]] = []
+        recent = []
+        for position in self._recent:
+            block = self._block_at(position)
+            if block is not None and block not in blocks:
+                blocks.append(block)
+                recent.append(position)
+        self._recent = recent
+        if self._duplicate is not None:
+            blocks.insert(0, self._duplicate)
+            self._duplicate = None
+        origin = add(self.initial_sequence, 1)
+        return [add(origin, edge) for block in blocks[:SELECTIVE_BLOCKS] for edge in block]
+
+    def _block_at(self, position: int) -> tuple[int, int] | None:
+        """The unbroken octets around `position` beyond the gap: (start, end)."""
+        runs = self.out_of_order
+        index = bisect_right(runs, position, key=_start) - 1
+        if index < 0 or runs[index][0] + len(runs[index][1]) <= position:
+            return None
+        last = index
+        while index and runs[index - 1][0] + len(runs[index - 1][1]) == runs[index][0]:
+            index -= 1
+        while last + 1 < len(runs) and runs[last][0] + len(runs[last][1]) == runs[last + 1][0]:
+            last += 1
+        return runs[index][0], runs[last][0] + len(runs[last][1])
 
     # -- the host takes
 

@@ -1,9 +1,9 @@
 """The sending side of the guest half: the host's bytes, until the guest has acknowledged them.
 
-It owns the sequence space of the host's direction: what is unacknowledged (RFC 9293,
-3.8), the guest's window and its probing (3.8.6), loss and its repair (RFC 6298, RFC 5681
-section 3.2, RFC 6582), and our FIN. It does not know states, headers, or where bytes come
-from.
+It owns the sequence space of the host's direction: what is unacknowledged (RFC 9293, 3.8),
+the guest's window and its probing (3.8.6), when what was lost is repeated (RFC 6298, RFC 6675,
+RFC 8985), and our FIN. What is lost its `Scoreboard` says, and how much may be in flight its
+`CongestionControl`. It does not know states, headers, or where bytes come from.
 
 It never holds bytes that it may not send: `room` says how many the guest would take now,
 and only so many are read from the host. What it retains is what is in flight.
@@ -12,23 +12,46 @@ Positions are octets since our SYN, plain integers that never wrap; our FIN occu
 position after the last octet.
 """
 
-from collections import deque
+from bisect import bisect_right
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Protocol
 
 from attrs import Factory, define, field
 
-from qemu_usernat.nat.tcp.congestion import DUPLICATE_ACKS, Reno
+from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM, CongestionControl
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM, RoundTripTime
+from qemu_usernat.nat.tcp.scoreboard import Scoreboard
+from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
-from qemu_usernat.primitives.time import NEVER
+from qemu_usernat.primitives.time import MS, NEVER
 from qemu_usernat.wire.packets import FIN, PSH, Buffer
 
 RETRANSMISSIONS_MAXIMUM = 15
 """R2 of RFC 9293, 3.8.3 (at least 100 s): some nine minutes at our timeouts."""
 
+MSS_DEFAULT = 536  # bytes; RFC 9293, 3.7.1 (MUST-15), where the guest's SYN names none
+MSS_MINIMUM = 88  # bytes; Linux's floor: smaller ones serve only to cost a segment for each byte
+SCALE_MAXIMUM = 14  # RFC 7323, 2.3
+
+DUPLICATE_ACKS = 3  # RFC 5681, 3.2; DupThresh of RFC 6675
+
+TAIL_PROBE_MINIMUM = 10 * MS
+"""How long the last segments are waited for at least: a guest has more to do than to answer."""
+
+TAIL_PROBE_DELAYED_ACK = 200 * MS
+"""And as much more for a single segment, whose ACK the guest may delay (RFC 8985, 7.2)."""
+
+PATIENCE_ROUNDS = 16  # recoveries after which spurious repetitions are forgotten: RFC 8985, 6.2
+PATIENCE_STEPS_MAXIMUM = 64  # of a quarter of a round trip each; a round trip bounds them anyway
+
+PROBE_STEPS_MAXIMUM = 9  # doublings of 200 ms that make RTO_MAXIMUM
+
 JOINED_BELOW = 4096
 """Octets below which neighbours are retained as one: a server that writes octet by octet costs
 neither an object for each, nor a segment for each when they are repeated."""
+
+_start = itemgetter(0)
 
 
 class Transmit(Protocol):
@@ -44,19 +67,23 @@ class Sender:
     initial_sequence: int
     maximum_segment_size: int
     """The smaller of the guest's option and our MTU less 40 (RFC 9293, 3.7.1)."""
-    scale: int
+    control: Callable[[int], CongestionControl]
+    """Makes the control for that size."""
+    counters: Counters
+    congestion: CongestionControl = field(init=False)
+    scale: int = 0
     """Shift of the windows that the guest sends; 0 where it did not offer one."""
+    selective: bool = False
+    """Whether the guest acknowledges selectively (RFC 2018)."""
     round_trip: RoundTripTime = Factory(RoundTripTime)
-    congestion: Reno = Factory(lambda self: Reno(self.maximum_segment_size), takes_self=True)
+    scoreboard: Scoreboard = Factory(Scoreboard)
 
     acknowledged: int = 0
     """SND.UNA."""
     next: int = 0
-    """SND.NXT; after a timeout it is behind `highest`."""
-    highest: int = 0
-    """One past the last position ever sent."""
+    """SND.NXT: one past the last position ever sent."""
     end: int = 0
-    """Octets taken from the host; all of them sent, but for a rewound or shrunk window."""
+    """Octets taken from the host; all of them sent, unless the window was shrunk meanwhile."""
     window_edge: int = 0
     """SND.UNA + SND.WND: may move back, for guests do shrink their windows."""
     largest_window: int = 0
@@ -66,20 +93,44 @@ class Sender:
 
     retransmit_at: float = NEVER
     probe_at: float = NEVER
+    tail_probe_at: float = NEVER
     retransmissions: int = 0
     probes: int = 0
+    """Probes of a closed window that nobody has answered."""
 
-    _chunks: deque[tuple[int, memoryview]] = field(factory=deque)
+    _chunks: list[tuple[int, memoryview]] = field(factory=list)
     _window_sequence: int = 0
     """SND.WL1."""
     _window_acknowledgment: int = 0
     """SND.WL2."""
+    _probe_steps: int = 0
+    """How often the interval between probes has doubled."""
     _duplicate_acks: int = 0
     _recovery_point: int | None = None
-    _repairing: bool = False
-    """Between duplicate ACKs and the recovery point: partial acknowledgments name holes."""
-    _timed_position: int | None = None
-    _timed_at: float = 0.0
+    """Where the repair that is going on will have ended."""
+    _slow: bool = False
+    """The repair began with a timeout: the window grows again meanwhile."""
+    _tail_probed: int | None = None
+    """One past the octets that the tail probe repeated."""
+    _patience_steps: int = 1
+    _patience_rounds: int = 0
+
+    def begin(
+        self,
+        sequence: int,
+        window: int,
+        maximum_segment_size: int | None,
+        window_scale: int | None,
+        selective: bool,
+    ) -> None:
+        """The guest's SYN has come, with what it offers; None and False where it does not."""
+        offered = max(maximum_segment_size or MSS_DEFAULT, MSS_MINIMUM)
+        self.maximum_segment_size = min(offered, self.maximum_segment_size)
+        self.scale = min(window_scale or 0, SCALE_MAXIMUM)
+        self.selective = selective
+        self.congestion = self.control(self.maximum_segment_size)
+        self._window_sequence = sequence
+        self.window_edge = self.largest_window = window  # not scaled: RFC 7323, 2.2
 
     # -- from the host
 
@@ -88,9 +139,9 @@ class Sender:
 
         Zero rather than a silly few while more window is on its way (RFC 9293, 3.8.6.2.1).
         """
-        if self.fin_queued or self.next != self.end:
+        if self.fin_queued or self.next != self.end or self.scoreboard.lost:
             return 0
-        usable = min(self.window_edge, self.acknowledged + self.congestion.window) - self.next
+        usable = self._limit() - self.next
         if usable >= self.maximum_segment_size:
             return usable
         if usable <= 0:
@@ -98,6 +149,19 @@ class Sender:
         if self.next == self.acknowledged or usable * 2 >= self.largest_window:
             return usable
         return 0
+
+    def _limit(self) -> int:
+        """The position before which everything may be sent."""
+        return min(
+            self.window_edge,
+            self.next + self.congestion.window - self._in_flight(),
+            self.acknowledged + FLIGHT_MAXIMUM,
+        )
+
+    def _in_flight(self) -> int:
+        """Octets on their way; each duplicate ACK says that a segment has left it."""
+        left = self._duplicate_acks * self.maximum_segment_size
+        return max(0, self.scoreboard.in_flight - left)
 
     def take(self, payload: Buffer, length: int) -> None:
         """Retain `length` octets from the host until they are acknowledged."""
@@ -113,30 +177,30 @@ class Sender:
     # -- to the guest
 
     def pump(self, transmit: Transmit, now: float) -> None:
-        """Send what may be sent: octets from `next` on, then our FIN."""
-        limit = min(self.end, self.window_edge, self.acknowledged + self.congestion.window)
-        while self.next < limit:
-            length = self._send_one(self.next, limit, transmit)
-            if not length:
-                break
-            if self._timed_position is None and self.next >= self.highest:
-                self._timed_position, self._timed_at = self.next + length, now
-            self._advance(length, now)
-        if self.fin_queued and self.next == self.end and self._may_send_fin():
-            transmit(self.end, b"", FIN)
-            self._advance(1, now)
+        """Send what may be sent: what was lost, octets that are new, then our FIN."""
+        if self.next > self.acknowledged:
+            self._repair(transmit, now)
+        first = self.next
+        if not self.scoreboard.lost:
+            limit = min(self.end, self._limit())
+            while self.next < limit:
+                length = self._send_one(self.next, limit, transmit)
+                if not length:
+                    break
+                self.next += length
+            if self.fin_queued and self.next == self.end and self._may_send_fin():
+                transmit(self.end, b"", FIN)
+                self.next += 1
+        if self.next > first:
+            self.scoreboard.sent(first, self.next, now)
+            self.probe_at = NEVER
+            if self.retransmit_at == NEVER:
+                self.retransmit_at = now + self.round_trip.timeout
+            self._arm_tail_probe(now)
 
     def _may_send_fin(self) -> bool:
         # A FIN into a closed window, with nothing else in flight, is its own probe.
         return self.window_edge > self.end or self.acknowledged == self.next
-
-    def _advance(self, length: int, now: float) -> None:
-        self.next += length
-        if self.next > self.highest:
-            self.highest = self.next
-        if self.retransmit_at == NEVER:
-            self.retransmit_at = now + self.round_trip.timeout
-        self.probe_at = NEVER
 
     def _send_one(self, position: int, limit: int, transmit: Transmit) -> int:
         """Send one segment that starts at `position`; its length, or 0 to avoid a silly one."""
@@ -153,11 +217,30 @@ class Sender:
 
     def _chunk_at(self, position: int) -> tuple[int, memoryview]:
         """The retained chunk that holds `position`; nearly always the last."""
-        oldest = position == self.acknowledged
-        for chunk in self._chunks if oldest else reversed(self._chunks):
-            if chunk[0] <= position < chunk[0] + len(chunk[1]):
-                return chunk
-        raise LookupError(position)
+        chunks = self._chunks
+        if chunks[-1][0] <= position:
+            return chunks[-1]
+        return chunks[bisect_right(chunks, position, key=_start) - 1]
+
+    def _send_again(self, start: int, end: int, transmit: Transmit, now: float) -> int:
+        """Repeat one segment of the octets from `start` to before `end`; one past its last.
+
+        The octets of a segment are those of one run; our FIN travels alone.
+        """
+        self.counters.count("tcp.retransmitted")
+        if start == self.end:
+            transmit(start, b"", FIN)
+            stop = start + 1
+        else:
+            position, chunk = self._chunk_at(start)
+            offset = start - position
+            length = min(self.maximum_segment_size, len(chunk) - offset, end - start)
+            stop = start + length
+            transmit(start, chunk[offset : offset + length], PSH if stop == self.end else 0)
+        self.scoreboard.sent_again(start, stop, now)
+        if start == self.acknowledged:  # the timer watches over the first octets: RFC 6298, 5
+            self.retransmit_at = now + self.round_trip.timeout
+        return stop
 
     # -- the guest's acknowledgments
 
@@ -169,71 +252,225 @@ class Sender:
         """The position that an acknowledgment number stands for."""
         return self.acknowledged + difference(acknowledgment, self.sequence_of(self.acknowledged))
 
-    def on_window(self, sequence: int, position: int, window: int, *, first: bool = False) -> bool:
+    def on_window(self, sequence: int, position: int, window: int) -> bool:
         """The guest's window field, still unscaled; True if the window changed.
 
         Only from a segment that is not older than the last one used (RFC 9293, 3.10.7.4,
         fifth: SND.WL1 and SND.WL2).
         """
-        if not first:
-            newer = difference(sequence, self._window_sequence)
-            if newer < 0 or (newer == 0 and position < self._window_acknowledgment):
-                return False
+        newer = difference(sequence, self._window_sequence)
+        if newer < 0 or (newer == 0 and position < self._window_acknowledgment):
+            return False
         self._window_sequence, self._window_acknowledgment = sequence, position
-        size = window if first else window << self.scale  # RFC 7323, 2.2: a SYN's is not scaled
+        size = window << self.scale
         edge = position + size
         changed = edge != self.window_edge
+        if self.window_edge <= self.acknowledged < edge and self._slow:
+            self.scoreboard.lose_everything()  # probes into a closed window are not on their way
         self.window_edge = edge
+        if size:
+            self._probe_steps = 0
         if size > self.largest_window:
             self.largest_window = size
         return changed
 
-    def on_acknowledgment(self, position: int, transmit: Transmit, now: float) -> None:
+    def on_keepalive_window(self, position: int, window: int) -> None:
+        """The window in a guest's keepalive, whose number is too old for `on_window`: it may
+        tell of an opening that was lost on its way, and of nothing else."""
+        edge = position + (window << self.scale)
+        if position == self.acknowledged and edge > self.window_edge:
+            self.on_window(self._window_sequence, position, window)
+
+    def on_acknowledgment(self, position: int, now: float) -> None:
         """The guest acknowledges everything before `position`, which is beyond SND.UNA."""
         gained = position - self.acknowledged
+        in_use = 2 * self.scoreboard.in_flight >= self.congestion.window
+        sample = self.scoreboard.acknowledged(position, now)
+        if sample is not None:
+            self.round_trip.sample(sample)
         self.acknowledged = position
-        self.next = max(self.next, position)
         chunks = self._chunks
-        while chunks and chunks[0][0] + len(chunks[0][1]) <= position:
-            chunks.popleft()
-        self.retransmissions = self.probes = self._duplicate_acks = 0
-        if self._timed_position is not None and position >= self._timed_position:
-            self.round_trip.sample(now - self._timed_at)
-            self._timed_position = None
-        self.retransmit_at = NEVER
-        if self.acknowledged < self.highest:
+        ended = 0
+        while ended < len(chunks) and chunks[ended][0] + len(chunks[ended][1]) <= position:
+            ended += 1
+        del chunks[:ended]
+        self.retransmissions = self.probes = 0
+        if position < self.next:
             self.retransmit_at = now + self.round_trip.timeout
-        recovered = self._recovery_point is not None and position >= self._recovery_point
-        if not self._repairing:
-            self.congestion.on_acknowledged(gained)
-        elif recovered:
-            self.congestion.on_recovered(self.highest - position)
+            self._arm_tail_probe(now)
         else:
-            self.congestion.on_partial(gained)
-            self._retransmit_first(transmit)
-        if recovered:
-            self._recovery_point = None
-            self._repairing = False
+            self.retransmit_at = self.tail_probe_at = NEVER
+        # A window that is not in use is not known to be good (RFC 7661, 4.4).
+        if in_use and (self._recovery_point is None or self._slow):
+            self.congestion.on_acknowledged(gained, self.round_trip.smoothed or 0.0, now)
+        if self._recovery_point is None or position >= self._recovery_point:
+            self._end_repair()
+        elif not self.selective and not self._slow:
+            # A partial acknowledgment names the next hole (RFC 6582, 3.2, step 3).
+            arrived = gained // self.maximum_segment_size - 1
+            self._duplicate_acks = max(0, self._duplicate_acks - max(0, arrived))
+            self.scoreboard.lose_first(self.maximum_segment_size)
+        if self._tail_probed is not None and position > self._tail_probed:
+            self._tail_was_lost(now)
 
-    def on_duplicate_acknowledgment(self, transmit: Transmit) -> bool:
-        """An ACK of SND.UNA again; the third one repeats the first segment. True if it did."""
+    def on_duplicate_acknowledgment(self, now: float) -> None:
+        """An ACK of SND.UNA again, with nothing else in it: a segment has arrived beyond a gap."""
+        if self.acknowledged == self._tail_probed:
+            self._tail_probed = None  # what it repeated had arrived: RFC 8985, 7.4.2
+        if self.selective or not self.in_flight:
+            return  # which one, the blocks say
         self._duplicate_acks += 1
-        if self._repairing:
-            self.congestion.on_duplicate()
-        if self._duplicate_acks != DUPLICATE_ACKS or self._recovery_point is not None:
+        if self._duplicate_acks == DUPLICATE_ACKS and self._recovery_point is None:
+            self._begin_repair(now)
+            self.scoreboard.lose_first(self.maximum_segment_size)
+
+    def on_selective(self, position: int, edges: tuple[int, ...], now: float) -> None:
+        """The blocks beside an acknowledgment of `position`, as sequence numbers: left, right, …"""
+        blocks = [
+            (self.position_of(left), self.position_of(right))
+            for left, right in zip(edges[::2], edges[1::2], strict=False)
+        ]
+        first = blocks[0]
+        within_second = len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1]
+        if first[0] < first[1] and (first[1] <= position or within_second):
+            self._on_repeated_needlessly(first[1])
+            del blocks[0]
+        for left, right in blocks:
+            if left >= right or right > self.next:
+                self.counters.count("tcp.bad_selective_acknowledgment")
+            elif left > self.acknowledged:  # or an ACK that others have overtaken
+                self.scoreboard.selected(left, right, now)
+
+    # -- loss
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether anything sent is not acknowledged."""
+        return self.acknowledged < self.next
+
+    def _repair(self, transmit: Transmit, now: float) -> None:
+        """Repeat what is lost, as far as the congestion window goes."""
+        scoreboard = self.scoreboard
+        if self.selective:
+            in_flight = scoreboard.in_flight
+            if scoreboard.judge(self._patience(), now) and self._recovery_point is None:
+                self._begin_repair(now, in_flight)
+        while scoreboard.lost:
+            start, end = scoreboard.first_lost()
+            if start >= self.window_edge:
+                return  # the window was shrunk; the timer probes
+            if start > self.acknowledged and self._in_flight() >= self.congestion.window:
+                return  # only the first hole never waits: RFC 6675, 5, step 4.3
+            self._send_again(start, min(end, max(self.window_edge, start + 1)), transmit, now)
+
+    def _patience(self) -> float:
+        """How long something may be overtaken before it counts as lost: RFC 8985, 6.2, 4."""
+        scoreboard = self.scoreboard
+        if not scoreboard.reordered and (
+            self._recovery_point is not None
+            or scoreboard.delivered > (DUPLICATE_ACKS - 1) * self.maximum_segment_size
+        ):
+            return 0.0
+        smallest = scoreboard.smallest_round_trip
+        if smallest == NEVER:
+            return self.round_trip.timeout
+        return min(smallest / 4 * self._patience_steps, self.round_trip.smoothed or NEVER)
+
+    def _begin_repair(self, now: float, in_flight: int | None = None) -> None:
+        self.counters.count("tcp.loss_recovery")
+        self.congestion.on_loss(
+            self.scoreboard.in_flight if in_flight is None else in_flight, now
+        )
+        self._recovery_point = self.next
+        self._slow = False
+
+    def _end_repair(self) -> None:
+        self._duplicate_acks = 0
+        if self._recovery_point is None:
+            return
+        self._recovery_point = None
+        self._slow = False
+        self._patience_rounds -= 1
+        if self._patience_rounds == 0:
+            self._patience_steps = 1
+
+    def _on_repeated_needlessly(self, end: int) -> None:
+        """The guest got something twice (RFC 2883): next time it is waited for longer."""
+        self.counters.count("tcp.repeated_needlessly")
+        if end == self._tail_probed:
+            self._tail_probed = None  # the probe was, too: nothing was lost
+        self._patience_steps = min(self._patience_steps + 1, PATIENCE_STEPS_MAXIMUM)
+        self._patience_rounds = PATIENCE_ROUNDS
+
+    # -- time
+
+    def deadline(self) -> float:
+        """When the first of the timers rings."""
+        return min(
+            self.retransmit_at, self.probe_at, self.tail_probe_at, self.scoreboard.judge_at
+        )
+
+    def on_retransmission_timeout(self, transmit: Transmit, now: float) -> bool:
+        """Nothing came back: all counts as lost, the first segment goes again, and the next
+        timeout is later (RFC 6298, 5.4 to 5.6); False to give up."""
+        self.retransmissions += 1
+        if self.retransmissions > RETRANSMISSIONS_MAXIMUM:
             return False
-        self.congestion.on_loss(self.highest - self.acknowledged)
-        self._repairing = True
-        self._recovery_point = self.highest
-        self._retransmit_first(transmit)
+        self.round_trip.back_off()
+        if self.retransmissions == 1:  # and not one more of the same silence (RFC 5681, 3.1)
+            self.congestion.on_timeout(self.scoreboard.in_flight, now)
+        if self.scoreboard.lose_everything():
+            self.counters.count("tcp.reneged")
+        self._recovery_point = self.next
+        self._slow = True
+        self._duplicate_acks = 0
+        self._tail_probed = None
+        self.tail_probe_at = NEVER
+        self.retransmit_at = now + self.round_trip.timeout
+        # Into a window that has closed over it, too: then it is the probe.
+        self._send_again(*self.scoreboard.first_lost(), transmit, now)
         return True
 
-    def _retransmit_first(self, transmit: Transmit) -> None:
-        self._timed_position = None  # Karn: RFC 6298, 3
-        if self.acknowledged < self.end:
-            self._send_one(self.acknowledged, self.end, transmit)
-        elif self.fin_queued and self.highest > self.end:
-            transmit(self.end, b"", FIN)
+    def _arm_tail_probe(self, now: float) -> None:
+        """Look after the last segments sooner than the timeout does (RFC 8985, 7.2)."""
+        smoothed = self.round_trip.smoothed
+        if (
+            not self.selective
+            or smoothed is None
+            or self._recovery_point is not None
+            or self._tail_probed is not None
+        ):
+            self.tail_probe_at = NEVER
+            return
+        wait = max(2 * smoothed, TAIL_PROBE_MINIMUM)
+        if self.next - self.acknowledged <= self.maximum_segment_size:
+            wait += TAIL_PROBE_DELAYED_ACK
+        self.tail_probe_at = now + wait if now + wait < self.retransmit_at else NEVER
+
+    def on_tail_probe(self, transmit: Transmit, now: float) -> None:
+        """Repeat the last segment, so that its ACK tells of those before it (RFC 8985, 7.3)."""
+        self.tail_probe_at = NEVER
+        scoreboard = self.scoreboard
+        if not scoreboard.in_flight or scoreboard.lost or scoreboard.delivered:
+            return
+        if self.window_edge < self.next:
+            return
+        self.counters.count("tcp.tail_probe")
+        start = self.end  # of our FIN, if it was sent
+        if self.next == self.end:
+            start = max(
+                scoreboard.last_start(),
+                self.end - self.maximum_segment_size,
+                self._chunk_at(self.end - 1)[0],
+            )
+        self._tail_probed = self.next
+        self._send_again(start, self.next, transmit, now)
+        self.retransmit_at = now + self.round_trip.timeout
+
+    def _tail_was_lost(self, now: float) -> None:
+        """The probe repaired a loss, which is one like any other (RFC 8985, 7.4)."""
+        self._tail_probed = None
+        self.congestion.on_loss(self.scoreboard.in_flight, now)
 
     def on_alive(self) -> None:
         """An acceptable ACK while the window is closed: the guest lives, keep probing it."""
@@ -241,44 +478,17 @@ class Sender:
         if self.window_edge <= self.acknowledged:
             self.retransmissions = 0
 
-    # -- time
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether anything sent is not acknowledged."""
-        return self.acknowledged < self.highest
-
-    def on_retransmission_timeout(self, transmit: Transmit, now: float) -> bool:
-        """Go back to SND.UNA and start again slowly (RFC 6298, 5.4 to 5.6); False to give up."""
-        self.retransmissions += 1
-        if self.retransmissions > RETRANSMISSIONS_MAXIMUM:
-            return False
-        self.round_trip.back_off()
-        self._timed_position = None
-        if self.retransmissions == 1:  # and not one more of the same silence (RFC 5681, 3.1)
-            self.congestion.on_timeout(self.next - self.acknowledged)
-        self._recovery_point = self.highest
-        self._repairing = False
-        self._duplicate_acks = 0
-        self.next = self.acknowledged
-        self.retransmit_at = now + self.round_trip.timeout
-        if self.window_edge <= self.acknowledged:
-            # The window closed over what is in flight: the first segment is the probe.
-            self._retransmit_first(transmit)
-        else:
-            self.pump(transmit, now)
-        return True
-
     def arm_probe(self, now: float) -> None:
         """Start the persist timer if the guest's window keeps something waiting (3.8.6.1)."""
         stuck = self.data_waiting or self.next < self.end
         if not stuck or self.in_flight or self.room():
             self.probe_at = NEVER
         elif self.probe_at == NEVER:
-            self.probe_at = now + min(self.round_trip.timeout * 2**self.probes, RTO_MAXIMUM)
+            self.probe_at = now + min(self.round_trip.timeout * 2**self._probe_steps, RTO_MAXIMUM)
 
     def on_probe_sent(self, now: float) -> bool:
         """The flow has probed; later the next time. False when nothing ever answered."""
         self.probes += 1
-        self.probe_at = now + min(self.round_trip.timeout * 2**self.probes, RTO_MAXIMUM)
+        self._probe_steps = min(self._probe_steps + 1, PROBE_STEPS_MAXIMUM)
+        self.probe_at = now + min(self.round_trip.timeout * 2**self._probe_steps, RTO_MAXIMUM)
         return self.probes <= RETRANSMISSIONS_MAXIMUM

@@ -40,6 +40,9 @@ class HostStream(Protocol):
     def reset(self) -> None:
         """End both directions at once (RST) and close."""
 
+    def hang_up(self) -> None:
+        """Nobody listens any more: after `shutdown`, deliver what was taken, then reset; close."""
+
     def close(self) -> None:
         """Give the descriptor back."""
 

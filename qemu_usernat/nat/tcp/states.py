@@ -1,7 +1,8 @@
 """The states of a TCP flow, as data: what the flow obeys and the documentation prints.
 
 A flow is two halves. The *guest half* is one end of a TCP connection with the guest's
-kernel, in the states of RFC 9293, 3.3.2; we play the server that the guest called. The
+kernel, in the states of RFC 9293, 3.3.2: mostly the guest has called, and we play its server;
+SYN-SENT is where a flow begins in which we call the guest. The
 *host half* is a stream socket to the server that the guest meant, which the host's own
 kernel keeps correct; for us it only opens, ends one way or both, or fails. What one half
 owes the other stands in the *joint rules*.
@@ -26,6 +27,7 @@ class GuestState(Enum):
     __hash__ = object.__hash__  # by identity: looked up every turn, and Enum's own is in Python
 
     SYN_HELD = "SYN-HELD"
+    SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
     ESTABLISHED = "ESTABLISHED"
     FIN_WAIT_1 = "FIN-WAIT-1"
@@ -43,6 +45,8 @@ class GuestEvent(Enum):
 
     SYN_ANSWERED = "we answer the SYN"
     SYN_ACKED = "the guest acknowledges our SYN"
+    SYN_ACCEPTED = "the guest answers our SYN by SYN,ACK"
+    SYN_CROSSED = "the guest's SYN crosses ours"
     FIN_RECEIVED = "the guest's FIN is in order"
     FIN_SENT = "we send our FIN"
     FIN_ACKED = "the guest acknowledges our FIN"
@@ -69,6 +73,7 @@ class HostEvent(Enum):
     """What may change the host half's state."""
 
     DIAL = "we call connect"
+    ACCEPTED = "accept gives us the socket"
     CONNECTED = "connect succeeds"
     FAILED = "connect fails, or the socket reports an error"
     EOF = "the server ends its direction"
@@ -85,6 +90,7 @@ class Duty(Enum):
     SHUT_HOST = "shutdown(SHUT_WR) on the host, once all data is written"
     RESET_GUEST = "RST to the guest"
     RESET_HOST = "reset the host's connection (SO_LINGER 0)"
+    HANG_UP = "close the host's socket, when it has delivered what it has"
 
 
 StateT = TypeVar("StateT", GuestState, HostState)
@@ -137,6 +143,10 @@ HOST_HOLDS_SOCKET = frozenset({H.DIALING, H.OPEN, H.READ_EOF, H.WRITE_SHUT})
 """States in which the host half keeps a socket."""
 
 _NEVER_AGAIN = "RFC 9293, 3.10.7.4: a reset ends the connection in every state"
+_ALL_WAS_SAID = (
+    "RFC 9293, 3.10.7.4; what was acknowledged before the guest's FIN is still delivered, as to "
+    "a server that had it all before the reset came"
+)
 _WE_ABORT = "RFC 9293, 3.10.5: an abort answers with a reset and forgets"
 
 GUEST_TRANSITIONS: tuple[Transition[GuestState, GuestEvent], ...] = (
@@ -147,6 +157,13 @@ GUEST_TRANSITIONS: tuple[Transition[GuestState, GuestEvent], ...] = (
         "RFC 9293, 3.10.7.2; held until the host is connected, so that refusal is refusal",
     ),
     Transition(G.SYN_RECEIVED, GE.SYN_ACKED, G.ESTABLISHED, "RFC 9293, 3.10.7.4, fifth"),
+    Transition(G.SYN_SENT, GE.SYN_ACCEPTED, G.ESTABLISHED, "RFC 9293, 3.10.7.3, fourth"),
+    Transition(
+        G.SYN_SENT,
+        GE.SYN_CROSSED,
+        G.SYN_RECEIVED,
+        "RFC 9293, 3.10.7.3, fourth: simultaneous open (figure 8)",
+    ),
     Transition(G.ESTABLISHED, GE.FIN_RECEIVED, G.CLOSE_WAIT, "RFC 9293, 3.10.7.4, eighth"),
     Transition(G.ESTABLISHED, GE.FIN_SENT, G.FIN_WAIT_1, "RFC 9293, 3.10.4"),
     Transition(G.CLOSE_WAIT, GE.FIN_SENT, G.LAST_ACK, "RFC 9293, 3.10.4"),
@@ -157,14 +174,16 @@ GUEST_TRANSITIONS: tuple[Transition[GuestState, GuestEvent], ...] = (
     Transition(G.LAST_ACK, GE.FIN_ACKED, G.CLOSED, "RFC 9293, 3.10.7.4, fifth"),
     Transition(G.TIME_WAIT, GE.TIME_WAIT_OVER, G.CLOSED, "RFC 9293, 3.10.8"),
     Transition(G.SYN_HELD, GE.RST_RECEIVED, G.RESET, "the guest no longer wants the connection"),
+    Transition(G.SYN_SENT, GE.RST_RECEIVED, G.RESET, "RFC 9293, 3.10.7.3: the guest refuses"),
     Transition(G.SYN_RECEIVED, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
     Transition(G.ESTABLISHED, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
     Transition(G.FIN_WAIT_1, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
     Transition(G.FIN_WAIT_2, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
-    Transition(G.CLOSING, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
-    Transition(G.CLOSE_WAIT, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
-    Transition(G.LAST_ACK, GE.RST_RECEIVED, G.RESET, _NEVER_AGAIN),
+    Transition(G.CLOSING, GE.RST_RECEIVED, G.CLOSED, _ALL_WAS_SAID),
+    Transition(G.CLOSE_WAIT, GE.RST_RECEIVED, G.CLOSED, _ALL_WAS_SAID),
+    Transition(G.LAST_ACK, GE.RST_RECEIVED, G.CLOSED, _ALL_WAS_SAID),
     Transition(G.SYN_HELD, GE.ABORTED, G.RESET, "the host half failed: RST,ACK or ICMP"),
+    Transition(G.SYN_SENT, GE.ABORTED, G.RESET, "the client is gone, or the guest is silent"),
     Transition(G.SYN_RECEIVED, GE.ABORTED, G.RESET, _WE_ABORT),
     Transition(G.ESTABLISHED, GE.ABORTED, G.RESET, _WE_ABORT),
     Transition(G.FIN_WAIT_1, GE.ABORTED, G.RESET, _WE_ABORT),
@@ -179,6 +198,7 @@ _ABANDON = "the guest half is gone, or the server gave up"
 
 HOST_TRANSITIONS: tuple[Transition[HostState, HostEvent], ...] = (
     Transition(H.IDLE, HE.DIAL, H.DIALING, "the guest's SYN is the wish to connect"),
+    Transition(H.IDLE, HE.ACCEPTED, H.OPEN, "a client of the host has called the guest"),
     Transition(H.IDLE, HE.FAILED, H.FAILED, "no descriptor, or no such destination"),
     Transition(H.DIALING, HE.CONNECTED, H.OPEN, "connect(2) became writable without error"),
     Transition(H.DIALING, HE.FAILED, H.FAILED, "refused, unreachable or timed out"),
@@ -209,7 +229,7 @@ JOINT_RULES: tuple[JointRule, ...] = (
         "what the server or the path said is said to the guest, at once",
     ),
     JointRule(
-        SYNCHRONISED,
+        SYNCHRONISED | {G.SYN_SENT},
         frozenset({H.FAILED}),
         Duty.RESET_GUEST,
         "a reset crosses as a reset (RFC 9293, 3.10.7.4)",
@@ -231,6 +251,13 @@ JOINT_RULES: tuple[JointRule, ...] = (
         HOST_HOLDS_SOCKET,
         Duty.RESET_HOST,
         "the guest's RST reaches the server as RST, never as FIN",
+    ),
+    JointRule(
+        frozenset({G.CLOSED}),
+        frozenset({H.WRITE_SHUT}),
+        Duty.HANG_UP,
+        "the guest reset after its FIN: what it said is delivered, what it is told is answered "
+        "by the host's kernel with a reset",
     ),
 )
 

@@ -1,0 +1,311 @@
+"""What became of everything that was sent and not yet acknowledged: the scoreboard.
+
+It owns, for each octet between SND.UNA and SND.NXT, when it was sent last and whether the
+guest has it (RFC 2018), whether it counts as lost, or is on its way; and the judgement of
+loss, which is RACK's (RFC 8985): what was sent well before something that has arrived is
+lost, be it the first transmission or the fifth. So a repetition that is lost itself is seen
+to be, which no counting of duplicates can do. It does not know when anything may be sent, or
+that a guest may be without selective acknowledgments.
+
+Positions are those of the `sender`. Octets of one fate that were sent at one moment are one
+*run*: a burst is one object until a part of it fares differently.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from enum import Enum
+from operator import attrgetter
+
+from attrs import define, field
+
+from qemu_usernat.primitives.time import NEVER
+
+
+class Fate(Enum):
+    """What is known of octets that were sent."""
+
+    IN_FLIGHT = "on their way"
+    DELIVERED = "the guest has them, beyond a gap"
+    LOST = "to be sent again"
+
+
+IN_FLIGHT, DELIVERED, LOST = Fate.IN_FLIGHT, Fate.DELIVERED, Fate.LOST
+
+
+@define(eq=False)
+class Run:
+    """Octets from `start` to before `end` that share a fate and a moment of sending."""
+
+    start: int
+    end: int
+    sent_at: float
+    repeated: bool
+    """Sent more than once: which of the copies has arrived is not known (Karn)."""
+    fate: Fate = IN_FLIGHT
+
+
+_start = attrgetter("start")
+
+
+@define(eq=False)
+class Transmission:
+    """That octets were sent, once; what has become of them meanwhile stands in the runs."""
+
+    start: int
+    end: int
+    sent_at: float
+
+
+@define
+class Scoreboard:
+    """The octets in flight, in order of position, and their transmissions, in order of time."""
+
+    in_flight: int = 0
+    """Octets that are on their way: RFC 6675's pipe."""
+    delivered: int = 0
+    """Octets that the guest has beyond a gap."""
+    lost: int = 0
+    """Octets to be sent again."""
+    smallest_round_trip: float = NEVER
+    reordered: bool = False
+    """Whether octets were seen to overtake others, as on some wires they do."""
+    judge_at: float = NEVER
+    """When `judge` will know more, if nothing else happens."""
+
+    _runs: list[Run] = field(factory=list)
+    _transmissions: deque[Transmission] = field(factory=deque)
+    _lost_from: int = 0
+    """No run before it is lost."""
+    _furthest: int = 0
+    """One past the last position that has arrived."""
+    _newest_sent_at: float = -NEVER
+    """Of all that has arrived, the time of what was sent last: RACK.xmit_ts."""
+    _newest_end: int = 0
+    _newest_round_trip: float = 0.0
+
+    # -- what is sent
+
+    def sent(self, start: int, end: int, now: float) -> None:
+        """The octets after all others are sent for the first time."""
+        self._runs.append(Run(start, end, now, False))
+        self._transmissions.append(Transmission(start, end, now))
+        self.in_flight += end - start
+
+    def sent_again(self, start: int, end: int, now: float) -> None:
+        """Octets of one run are sent once more, be they lost or not."""
+        index = self._cut(start)
+        self._cut(end)
+        run = self._runs[index]
+        self._take_from_sum(run)
+        run.fate = IN_FLIGHT
+        run.repeated = True
+        run.sent_at = now
+        self.in_flight += end - start
+        if self._lost_from == start:
+            self._lost_from = end
+        self._transmissions.append(Transmission(start, end, now))
+
+    def first_lost(self) -> tuple[int, int]:
+        """The first of the lost octets: (start, end)."""
+        runs = self._runs
+        index = max(0, bisect_right(runs, self._lost_from, key=_start) - 1)
+        while runs[index].fate is not LOST:
+            index += 1
+        run = runs[index]
+        self._lost_from = run.start
+        return run.start, run.end
+
+    def last_start(self) -> int:
+        """Where the last octets that were sent at one moment begin."""
+        return self._runs[-1].start
+
+    # -- what arrives
+
+    def acknowledged(self, position: int, now: float) -> float | None:
+        """The guest has everything before `position`.
+
+        A round trip in seconds, if what has arrived tells one (RFC 6298, 3: nothing that was
+        sent twice does).
+        """
+        runs = self._runs
+        ended = 0
+        sample = None
+        for run in runs:
+            if run.start >= position:
+                break
+            part = run.end - run.start
+            if run.end > position:
+                part = position - run.start
+            else:
+                ended += 1
+            if run.fate is DELIVERED:
+                self.delivered -= part
+            else:
+                if run.fate is IN_FLIGHT:
+                    self.in_flight -= part
+                else:
+                    self.lost -= part
+                self._arrived(run, run.start + part, now)
+                if not run.repeated:
+                    sample = now - run.sent_at
+            run.start += part
+        del runs[:ended]
+        return sample
+
+    def selected(self, start: int, end: int, now: float) -> int:
+        """The guest has the octets from `start` to before `end`; how many of them are news."""
+        runs = self._runs
+        index = max(0, bisect_right(runs, start, key=_start) - 1)
+        before = self.delivered
+        while index < len(runs) and runs[index].start < end:
+            run = runs[index]
+            if run.end <= start or run.fate is DELIVERED:
+                index += 1
+                continue
+            if run.start < start:
+                index = self._cut(start)
+            self._cut(end)
+            run = runs[index]
+            self._arrived(run, run.end, now)
+            self._take_from_sum(run)
+            run.fate = DELIVERED
+            self.delivered += run.end - run.start
+            index += 1
+        if self.delivered != before:
+            self._join(start, end)
+        return self.delivered - before
+
+    def _arrived(self, run: Run, end: int, now: float) -> None:
+        """The octets of `run` before `end`: the news that RACK learns (RFC 8985, 6.2, 1 to 3)."""
+        round_trip = now - run.sent_at
+        if not run.repeated:
+            if round_trip < self.smallest_round_trip:
+                self.smallest_round_trip = round_trip
+            if end < self._furthest:
+                self.reordered = True
+        elif round_trip < self.smallest_round_trip:
+            return  # too soon to be the answer to the repetition
+        if end > self._furthest:
+            self._furthest = end
+        if run.sent_at > self._newest_sent_at or (
+            run.sent_at == self._newest_sent_at and end > self._newest_end
+        ):
+            self._newest_sent_at = run.sent_at
+            self._newest_end = end
+        # The most recent round trip, whatever it was sampled from: the path as it is now.
+        self._newest_round_trip = round_trip
+
+    # -- what is lost
+
+    def judge(self, patience: float, now: float) -> int:
+        """Octets that are lost as of now: sent before the newest arrival, and `patience` ago
+        more than a round trip (RFC 8985, 6.2, 5). Sets `judge_at` for those that may be."""
+        lost = 0
+        transmissions = self._transmissions
+        self.judge_at = NEVER
+        limit = self._newest_round_trip + patience
+        while transmissions:
+            oldest = transmissions[0]
+            if oldest.sent_at > self._newest_sent_at:
+                break
+            end = oldest.end
+            if oldest.sent_at == self._newest_sent_at and end > self._newest_end:
+                end = self._newest_end
+            if end <= oldest.start:
+                break
+            if self._runs and end > self._runs[0].start:
+                due = oldest.sent_at + limit
+                if now < due and now - oldest.sent_at < limit:
+                    self.judge_at = due
+                    break
+                lost += self._lose(oldest.start, end, oldest.sent_at)
+            if end == oldest.end:
+                transmissions.popleft()
+            else:
+                oldest.start = end
+        return lost
+
+    def lose_first(self, length: int) -> None:
+        """The first octets, at most `length`, count as lost: duplicate ACKs say so."""
+        first = self._runs[0]
+        self._lose(first.start, min(first.end, first.start + length), first.sent_at)
+
+    def lose_everything(self) -> bool:
+        """Whatever is on its way counts as lost: the timer says so (RFC 8985, 6.3).
+
+        If the first octets are among those that the guest said it had, it has thrown them away
+        again, as it may (RFC 2018, 8): then nothing that it said is believed, and this is True.
+        """
+        runs = self._runs
+        reneged = runs[0].fate is DELIVERED
+        for run in runs:
+            if run.fate is IN_FLIGHT or reneged:
+                run.fate = LOST
+        self._join(runs[0].start, runs[-1].end)
+        self.lost = sum(run.end - run.start for run in runs if run.fate is LOST)
+        self.delivered = sum(run.end - run.start for run in runs if run.fate is DELIVERED)
+        self.in_flight = 0
+        self._lost_from = runs[0].start
+        self._transmissions.clear()
+        self.judge_at = NEVER
+        return reneged
+
+    def _lose(self, start: int, end: int, sent_at: float) -> int:
+        """Mark what is still on its way since `sent_at`; how many octets that is."""
+        before = self.lost
+        runs = self._runs
+        index = max(0, bisect_right(runs, start, key=_start) - 1)
+        while index < len(runs) and runs[index].start < end:
+            run = runs[index]
+            if run.end <= start or run.fate is not IN_FLIGHT or run.sent_at != sent_at:
+                index += 1
+                continue
+            if run.start < start:
+                index = self._cut(start)
+            self._cut(end)
+            run = runs[index]
+            self._take_from_sum(run)
+            run.fate = LOST
+            self.lost += run.end - run.start
+            self._lost_from = min(self._lost_from, run.start)
+            index += 1
+        self._join(start, end)
+        return self.lost - before
+
+    # -- runs
+
+    def _join(self, start: int, end: int) -> None:
+        """Neighbours of one fate, unless they are on their way, are one run, however cut."""
+        runs = self._runs
+        index = max(0, bisect_right(runs, start, key=_start) - 2)
+        while index + 1 < len(runs) and runs[index].start < end:
+            run, following = runs[index], runs[index + 1]
+            if run.fate is following.fate and run.fate is not IN_FLIGHT:
+                run.end = following.end
+                run.repeated = run.repeated or following.repeated
+                del runs[index + 1]
+            else:
+                index += 1
+
+    def _take_from_sum(self, run: Run) -> None:
+        length = run.end - run.start
+        if run.fate is IN_FLIGHT:
+            self.in_flight -= length
+        elif run.fate is LOST:
+            self.lost -= length
+        else:
+            self.delivered -= length
+
+    def _cut(self, position: int) -> int:
+        """See to it that a run starts at `position`, if one goes over it; the run's index."""
+        runs = self._runs
+        index = bisect_right(runs, position, key=_start) - 1
+        if index < 0:
+            return 0
+        run = runs[index]
+        if run.start == position:
+            return index
+        if run.end > position:
+            runs.insert(index + 1, Run(position, run.end, run.sent_at, run.repeated, run.fate))
+            run.end = position
+        return index + 1
