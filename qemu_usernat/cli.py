@@ -89,6 +89,11 @@ def _network_options(command: _Command) -> _Command:
                 help="Let the gateway's address reach this host's 127.0.0.1.",
             ),
             click.option(
+                "--congestion",
+                metavar="NAME",
+                help="Congestion control of TCP towards the guest: none, reno or cubic.",
+            ),
+            click.option(
                 "--dns",
                 multiple=True,
                 metavar="ADDR[:PORT]",

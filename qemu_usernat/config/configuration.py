@@ -262,6 +262,7 @@ _IPV4 = "an IPv4 address, like 10.0.2.2"
 
 _SETTINGS = {
     "connect": _Setting("", _unix_endpoints, "unix:PATH, or a list of such strings"),
+    "congestion": _Setting("", _text, "none, reno or cubic"),
     "dns": _Setting("", _upstreams, "ADDRESS or ADDRESS:PORT ([IPV6]:PORT), or a list of them"),
     "host_loopback": _Setting("", _truth, "true or false"),
     "listen": _Setting("", _endpoints, _ENDPOINTS),

@@ -26,6 +26,8 @@ GATEWAY_MAC_PREFIX = b"\x52\x55"  # locally administered; the prefix QEMU users 
 
 _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 
+CONGESTION_CONTROLS = ("none", "reno", "cubic")
+
 Upstream: TypeAlias = tuple[IPv4Address | IPv6Address, int]
 """A resolver of the host's world: address and port."""
 
@@ -76,7 +78,8 @@ class Network:
     `lease_time` is in seconds, `mtu` in bytes of IP packet. `first_lease` to
     `last_lease` is inclusive; `gateway` and `nameserver` are never leased even where
     they lie between. An empty `dns` means the host's own resolvers. `host_loopback`
-    makes the gateway's address reach the host's 127.0.0.1.
+    makes the gateway's address reach the host's 127.0.0.1. `congestion` is the control of
+    TCP towards the guest, one of `CONGESTION_CONTROLS`.
     """
 
     subnet: IPv4Network = attrs.field(default=DEFAULT_SUBNET, converter=_checked_subnet)
@@ -96,6 +99,7 @@ class Network:
     )
     dns: tuple[Upstream, ...] = ()
     host_loopback: bool = False
+    congestion: str = "none"
 
     def __attrs_post_init__(self) -> None:
         self._check_addresses()
@@ -140,6 +144,10 @@ class Network:
             )
         if not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
             raise SettingError("mtu", f"{self.mtu}", f"bytes from {MTU_MINIMUM} to {MTU_MAXIMUM}")
+        if self.congestion not in CONGESTION_CONTROLS:
+            raise SettingError(
+                "congestion", f'"{self.congestion}"', " or ".join(CONGESTION_CONTROLS)
+            )
         if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
             raise SettingError(
                 "domain",

@@ -70,7 +70,9 @@ class Sender:
     control: Callable[[int], CongestionControl]
     """Makes the control for that size."""
     counters: Counters
-    congestion: CongestionControl = field(init=False)
+    congestion: CongestionControl = Factory(
+        lambda self: self.control(self.maximum_segment_size), takes_self=True
+    )
     scale: int = 0
     """Shift of the windows that the guest sends; 0 where it did not offer one."""
     selective: bool = False

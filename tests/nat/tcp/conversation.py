@@ -7,13 +7,13 @@ reports readiness only where the flow asked for it. Both serve the model tests a
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.opening import TcpSettings, call_guest, open_flow
 from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.addresses import FlowKey
@@ -21,6 +21,7 @@ from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.primitives.time import NEVER
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, Buffer, TcpSegment
+from qemu_usernat.wire.tcp_options import selective_edges
 
 KEY: FlowKey = (b"\x0a\0\x02\x0f", 40000, b"\xc6\x33\x64\x07", 80)
 SECRET = b"0123456789abcdef"
@@ -47,6 +48,8 @@ class Segment:
     window: int
     payload: bytes = b""
     options: bytes = b""
+    selective: tuple[tuple[int, int], ...] = ()
+    """Blocks that are acknowledged beyond a gap, or as having come twice."""
 
     @property
     def end(self) -> int:
@@ -88,13 +91,16 @@ class Line:
         assert 0 <= window <= 0xFFFF
         assert len(options) % 4 == 0
         scale = 0 if flags & SYN else self.scale
+        origin = add(self.guest_isn, 1)
+        edges = [difference(edge, origin) for edge in selective_edges(options)]
         segment = Segment(
             flags,
             difference(sequence, add(self.our_isn, 1)),
-            difference(acknowledgment, add(self.guest_isn, 1)),
+            difference(acknowledgment, origin),
             window << scale,
             bytes(payload),
             options,
+            tuple(zip(edges[::2], edges[1::2], strict=True)),
         )
         if flags & ACK and not flags & RST:
             self._check_promises(segment, 1 << scale)
@@ -166,6 +172,11 @@ class Socket:
         assert not self.closed, "reset of a closed descriptor"
         self.was_reset = True
 
+    def hang_up(self) -> None:
+        assert not self.closed, "a closed descriptor hangs up"
+        assert self.shut, "no FIN before it"
+        self.was_reset = True  # by the kernel, when it has delivered what it took
+
     def close(self) -> None:
         assert not self.closed, "a descriptor closed twice"
         self.closed = True
@@ -214,20 +225,33 @@ class Conversation:
         isn: int = GUEST_ISN,
         our_isn: int = OUR_ISN,
         mtu: int = MTU,
+        selective: bool = False,
+        congestion: str = "none",
+        calling: bool = False,
     ) -> None:
+        """The guest has sent a SYN, or with `calling` is sent one."""
         self.now = 1000.0
         self.counters = Counters()
         self.line = Line(isn, our_isn, 0 if scale is None else WINDOW_SCALE)
-        syn = TcpSegment(40000, 80, isn, 0, SYN, window, mss, scale)
-        self.flow = open_flow(KEY, syn, self.line, mtu, SECRET, self.counters, self.now)
-        self.flow.sender.initial_sequence = our_isn
+        self.syn = TcpSegment(40000, 80, isn, 0, SYN, window, mss, scale, selective)
+        settings = TcpSettings(mtu, SECRET, congestion)
         self.host = Host(self)
+        if calling:
+            self.flow = call_guest(
+                KEY, self.line, self.host.socket, settings, self.counters, self.now
+            )
+            our_isn = self.line.our_isn = self.flow.sender.initial_sequence
+            self.line.segments[-1] = evolve(self.line.segments[-1], at=-1)
+        else:
+            self.flow = open_flow(KEY, self.syn, self.line, settings, self.counters, self.now)
+            self.flow.sender.initial_sequence = our_isn
+            self.flow.dial(self.host.socket)
+        self.host.socket.flow = self.flow
         self.guest = Guest(self, isn, our_isn, 0 if scale is None else scale, window)
-        self.flow.dial(self.host.socket)
         self._depth = 0
 
     @classmethod
-    def open(cls, **options: int | None) -> "Conversation":
+    def open(cls, **options: int | str | None) -> "Conversation":
         """After the handshake; nothing has been said."""
         talk = cls(**options)  # type: ignore[arg-type]
         talk.host.connects()
@@ -304,10 +328,12 @@ class Guest:
         at: int | None = None,
         ack: int | None = None,
         window: int | None = None,
+        selective: Iterable[tuple[int, int]] = (),
     ) -> None:
         """A segment at the next position, unless `at` says where; what it takes, it takes.
 
-        A SYN stands at -1. `ack` is a position too: by default all that was got.
+        A SYN stands at -1. `ack` is a position too: by default all that was got; `selective` are
+        blocks of positions, (start, end).
         """
         if window is not None:
             self.window = window
@@ -317,14 +343,28 @@ class Guest:
         buffer = bytearray(payload)
         self._buffers.append(buffer)
         with self._talk.turn():
+            sequence = add(self._isn, 1 + start)
+            acknowledgment = add(self._our_isn, 1 + (self.expects if ack is None else ack))
+            if self._talk.flow.guest_state is GuestState.SYN_SENT:
+                self._talk.flow.on_answer(
+                    evolve(
+                        self._talk.syn,
+                        sequence=sequence,
+                        acknowledgment=acknowledgment,
+                        flags=flags,
+                    ),
+                    self._talk.now,
+                )
+                return
             self._talk.flow.on_segment(
-                add(self._isn, 1 + start),
-                add(self._our_isn, 1 + (self.expects if ack is None else ack)),
+                sequence,
+                acknowledgment,
                 flags,
                 min(self.window if flags & SYN else self.window >> self._scale, 0xFFFF),
                 memoryview(buffer),
                 len(payload),
                 self._talk.now,
+                tuple(add(self._our_isn, 1 + edge) for block in selective for edge in block),
             )
 
     def forget_buffers(self) -> None:
@@ -381,7 +421,6 @@ class Host:
     def __init__(self, talk: Conversation) -> None:
         self._talk = talk
         self.socket = Socket()
-        self.socket.flow = talk.flow
 
     @property
     def received(self) -> bytes:
@@ -420,8 +459,11 @@ def in_state(state: GuestState) -> Conversation:
 
     The guest's FIN and ours, where there are any, have taken their positions.
     """
-    talk = Conversation()
+    talk = Conversation(calling=state is GuestState.SYN_SENT)
     guest, host = talk.guest, talk.host
+    if state is GuestState.SYN_SENT:
+        guest.gets(SYN, at=-1)
+        return talk
     if state is GuestState.SYN_HELD:
         return talk
     host.connects()

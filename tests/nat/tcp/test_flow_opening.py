@@ -2,9 +2,9 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, SYN_ACK_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, SYN_RETRANSMISSIONS
 from qemu_usernat.nat.tcp.opening import initial_sequence
-from qemu_usernat.nat.tcp.states import GuestState, HostState
+from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.nat.tcp.conversation import KEY, SECRET, Conversation, in_state
 
@@ -74,7 +74,7 @@ def test_an_open_connection_does_not_yield_but_asks(state: GuestState) -> None:
     talk.guest.sends(SYN, at=100_000)
     challenge = talk.guest.gets(ACK)
     talk.guest.sends(RST, at=challenge.ack)
-    assert talk.flow.guest_state is G.RESET
+    assert talk.flow.guest_state in GUEST_GONE
     assert talk.flow.yields_to_syn(123_456, talk.now)
 
 
@@ -96,10 +96,11 @@ def test_a_strangers_reset_while_we_dial_is_not_believed() -> None:
 
 
 def test_data_before_our_answer_is_not_taken() -> None:
-    """Nothing was advertised yet."""
+    """RFC 9293, 3.10.7.2: any ACK is bad while nothing was said; the SYN is held all the same."""
     talk = Conversation()
     talk.guest.sends(ACK, b"early", at=0)
-    talk.guest.gets_nothing()
+    talk.guest.gets(RST, at=0)
+    assert talk.flow.guest_state is G.SYN_HELD
     assert talk.counters["tcp.not_expected"] == 1
 
 
@@ -114,7 +115,7 @@ def test_a_lost_syn_ack_is_repeated_and_at_last_given_up() -> None:
     talk.guest.gets(SYN | ACK)
     talk.advance(200)
     repeated = [segment.flags for segment in talk.guest.loses_everything()]
-    assert repeated == [SYN | ACK] * (SYN_ACK_RETRANSMISSIONS - 2) + [RST | ACK]
+    assert repeated == [SYN | ACK] * (SYN_RETRANSMISSIONS - 2) + [RST | ACK]
     assert talk.host.socket.was_reset
     talk.assert_over()
 

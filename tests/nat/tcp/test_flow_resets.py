@@ -54,13 +54,15 @@ def test_a_reset_counts_in_a_closed_window() -> None:
     assert talk.host.socket.was_reset
 
 
-def test_nothing_is_said_to_a_guest_that_is_gone() -> None:
-    """After its reset, whatever still arrives in the same turn is not answered."""
+def test_what_comes_after_a_reset_belongs_to_nobody() -> None:
+    """RFC 9293, 3.10.7.1: it is answered by a reset, in the same turn, too."""
     talk = Conversation.open()
     with talk.turn():
         talk.guest.sends(RST)
         talk.guest.sends(PSH | ACK, b"hello", at=0)
         talk.guest.sends(FIN | ACK, at=5)
+    talk.guest.gets(RST, at=0)
+    talk.guest.gets(RST, at=0)
     talk.guest.gets_nothing()
     assert talk.host.received == b""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import KEEPALIVE_IDLE
+from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.time import HOUR, MINUTE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
@@ -63,7 +63,7 @@ def test_a_lost_segment_in_a_stream_is_repeated_at_once() -> None:
         talk.guest.sends(ACK)
     talk.guest.gets(ACK, bytes(MSS), at=MSS)
     talk.guest.gets_nothing()
-    assert talk.counters["tcp.fast_retransmit"] == 1
+    assert talk.counters["tcp.loss_recovery"] == 1
     talk.guest.expects = 10 * MSS
     talk.guest.sends(ACK)
     talk.advance(60)

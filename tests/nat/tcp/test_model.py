@@ -6,6 +6,7 @@ guest and flow loses, repeats, delays, reorders and re-cuts. What must hold at e
 
 - bytes in are bytes out, in order, once, in both directions;
 - no octet is new beyond the window that the guest has offered;
+- nothing is acknowledged selectively that has not arrived, and the guest may rely on it;
 - what we have offered is never taken back, and is accepted;
 - there is a deadline, and it is near, whenever something is owed;
 - once the wire is healed and both sides close, the flow ends and all has arrived.
@@ -27,8 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from qemu_usernat.nat.tcp.flow import SYN_ACK_RETRANSMISSIONS
-from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
 from qemu_usernat.nat.tcp.receiver import CAPACITY_MAXIMUM, ROUNDING_ROOM, WINDOW_SCALE
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
 from qemu_usernat.nat.tcp.states import GuestState, HostState
@@ -55,6 +56,7 @@ class Guest:
     scale: int | None
     capacity: int
     our_mss: int
+    selective: bool
     wire: list[Segment] = field(factory=list)
     """Segments on their way to the flow."""
     open: bool = False
@@ -70,11 +72,14 @@ class Guest:
     cut: int = 1460
     repeat_at: float = 0.0
     repetitions: int = 0
+    told: list[tuple[int, int]] = field(factory=list)
+    """Blocks that were acknowledged selectively: never sent again."""
 
     # the server's stream
     received: int = 0
     unread: int = 0
     early: dict[int, bytes] = field(factory=dict)
+    came_twice: tuple[int, int] | None = None
     finished: bool = False
     offered: int = 0
     """The furthest right edge that it has ever offered."""
@@ -93,7 +98,21 @@ class Guest:
         ack = self.received + self.finished
         if flags & (SYN | RST) == 0:
             self.offered = max(self.offered, self.received + window)
-        self.wire.append(Segment(flags, at, ack, window, payload))
+        self.wire.append(Segment(flags, at, ack, window, payload, b"", self.blocks()))
+
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """What came twice, then what stands beyond gaps (RFC 2018, RFC 2883)."""
+        if not self.selective:
+            return ()
+        found = [self.came_twice] if self.came_twice else []
+        self.came_twice = None
+        merged: list[tuple[int, int]] = []
+        for start, octets in sorted(self.early.items()):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(merged[-1][1], start + len(octets)))
+            elif octets:
+                merged.append((start, start + len(octets)))
+        return tuple((found + merged)[:4])
 
     def sends_syn(self, now: float) -> None:
         self.offered = self.window
@@ -115,6 +134,9 @@ class Guest:
 
     def _send_from(self, start: int, now: float) -> None:
         size = min(self.cut, self.our_mss, self.written - start, max(1, self.edge - start))
+        for block, _ in self.told:
+            if block > start:
+                size = min(size, block - start)
         stop = start + size
         last = self.closing and stop == self.written
         flags = ACK | (PSH if stop == self.written else 0) | (FIN if last else 0)
@@ -167,6 +189,10 @@ class Guest:
 
     def _on_ack(self, segment: Segment, now: float) -> None:
         assert segment.ack <= self.highest, "an acknowledgment of what was never sent"
+        for start, end in segment.selective:
+            if start > segment.ack and (start, end) not in self.told:
+                self.told.append((start, end))
+        self.told = [block for block in self.told if block[1] > max(segment.ack, self.acknowledged)]
         if segment.ack > self.acknowledged:
             self.acknowledged = segment.ack
             self.next = max(self.next, segment.ack)
@@ -182,6 +208,8 @@ class Guest:
         assert len(segment.payload) <= self.mss
         assert segment.payload == FROM_HOST[segment.at : segment.end], "not the server's octets"
         room = self.received + max(0, self.capacity - self.unread)
+        if segment.payload and segment.end <= self.received:
+            self.came_twice = (segment.at, segment.end)
         self.early[segment.at] = max(
             self.early.get(segment.at, b""), segment.payload[: max(0, room - segment.at)], key=len
         )
@@ -213,6 +241,8 @@ class TcpMachine(RuleBasedStateMachine):
         self.delivered_edge = 0
         self.sent_highest = 0
         self.accepted_end = 0
+        self.arrived = bytearray(1 << 22)
+        """Which of the guest's octets have reached the flow."""
         self.resets = False
         self.last_heard = self.now
         self.dialled = self.now
@@ -224,6 +254,8 @@ class TcpMachine(RuleBasedStateMachine):
         our_isn=st.sampled_from([0, MODULUS - 1, MODULUS - 2, MODULUS - 3000, 77]),
         mss=st.sampled_from([88, 536, 1460, 8960, 65480]),
         mtu=st.sampled_from([576, 1500, 65520]),
+        selective=st.booleans(),
+        congestion=st.sampled_from(["none", "none", "reno", "cubic"]),
         scale=st.sampled_from([None, 0, 1, 7, 14]),
         capacity=st.sampled_from([0, 1, 500, 5000, 65535, 1 << 18, 1 << 21]),
         handshake=st.sampled_from([True, True, True, False]),
@@ -237,6 +269,8 @@ class TcpMachine(RuleBasedStateMachine):
         our_isn: int,
         mss: int,
         mtu: int,
+        selective: bool,
+        congestion: str,
         scale: int | None,
         capacity: int,
         handshake: bool,
@@ -246,12 +280,13 @@ class TcpMachine(RuleBasedStateMachine):
     ) -> None:
         """Mostly with a handshake that goes well: what comes after it is more of a story."""
         self.guest_isn, self.our_isn = guest_isn, our_isn
-        self.guest = Guest(mss, scale, capacity, mtu - 40)
+        self.guest = Guest(mss, scale, capacity, mtu - 40, selective)
         self.shift = scale or 0
         window = self.guest.window
-        syn = TcpSegment(40000, 80, guest_isn, 0, SYN, window, mss, scale)
+        syn = TcpSegment(40000, 80, guest_isn, 0, SYN, window, mss, scale, selective)
         self.line = Line(guest_isn, our_isn, 0 if scale is None else WINDOW_SCALE)
-        self.flow = open_flow(KEY, syn, self.line, mtu, SECRET, self.counters, self.now)
+        settings = TcpSettings(mtu, SECRET, congestion)
+        self.flow = open_flow(KEY, syn, self.line, settings, self.counters, self.now)
         self.flow.sender.initial_sequence = our_isn
         self.delivered_edge = self.guest.offered = window
         self.guest.repeat_at = self.now + GUEST_TIMEOUT
@@ -280,6 +315,10 @@ class TcpMachine(RuleBasedStateMachine):
             self.to_guest.append(segment)
 
     def _check_sent(self, segment: Segment) -> None:
+        for start, end in segment.selective:
+            assert self.guest.selective
+            assert 0 <= start < end
+            assert self.arrived.find(0, start, end) == -1, f"{segment} tells of {start} to {end}"
         assert segment.end <= self.said + 1
         if segment.payload:
             assert len(segment.payload) <= min(self.guest.mss, self.guest.our_mss)
@@ -356,6 +395,11 @@ class TcpMachine(RuleBasedStateMachine):
         """Its window may shrink with it, as Linux's does under memory pressure."""
         self.guest.capacity = capacity
         self.guest.sends_ack()
+
+    @rule()
+    def the_guest_reneges(self) -> None:
+        """It throws away what it has told of, as it may (RFC 2018, 8)."""
+        self.guest.early.clear()
 
     @rule()
     def the_guest_acknowledges(self) -> None:
@@ -460,7 +504,10 @@ class TcpMachine(RuleBasedStateMachine):
             memoryview(buffer),
             len(buffer),
             self.now,
+            tuple(add(self.our_isn, 1 + edge) for block in segment.selective for edge in block),
         )
+        if segment.at >= 0:
+            self.arrived[segment.at : segment.end] = b"\1" * len(segment.payload)
         state = self.flow.guest_state
         if in_order and state is GuestState.ESTABLISHED:
             self.accepted_end = max(self.accepted_end, segment.end)
@@ -497,7 +544,7 @@ class TcpMachine(RuleBasedStateMachine):
         if self.counters["tcp.gave_up"] > gave_up:
             silent = self.now - self.last_heard >= R2
             # A guest may repeat its SYN for ever while none of our answers arrives.
-            assert silent or self.flow.sender.retransmissions > SYN_ACK_RETRANSMISSIONS
+            assert silent or self.flow.sender.retransmissions > SYN_RETRANSMISSIONS
             self.resets = True
         elif self.counters["tcp.connect_timeout"]:
             self.resets = True

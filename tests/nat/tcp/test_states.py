@@ -31,9 +31,9 @@ StateT = TypeVar("StateT", bound=Enum)
 EventT = TypeVar("EventT", bound=Enum)
 
 
-def reachable(table: Mapping[tuple[StateT, EventT], StateT], start: StateT) -> set[StateT]:
+def reachable(table: Mapping[tuple[StateT, EventT], StateT], *starts: StateT) -> set[StateT]:
     """Every state that some events lead to."""
-    found, fresh = {start}, [start]
+    found, fresh = set(starts), list(starts)
     while fresh:
         state = fresh.pop()
         for (source, _), target in table.items():
@@ -52,8 +52,8 @@ def test_no_row_stands_twice() -> None:
 
 
 def test_every_state_is_reached_from_the_start() -> None:
-    """No row is dead: each state of a row can be come to from SYN-HELD, or from IDLE."""
-    assert reachable(GUEST_TABLE, G.SYN_HELD) == set(GuestState)
+    """No row is dead: each state of a row can be come to from where flows begin."""
+    assert reachable(GUEST_TABLE, G.SYN_HELD, G.SYN_SENT) == set(GuestState)
     assert reachable(HOST_TABLE, H.IDLE) == set(HostState)
 
 
@@ -92,22 +92,28 @@ def test_the_host_half_can_always_end(state: HostState) -> None:
 
 @pytest.mark.parametrize("state", sorted(SYNCHRONISED, key=str))
 def test_a_reset_ends_every_connection(state: GuestState) -> None:
-    """RFC 9293, 3.10.7.4, second, and 3.10.5: whoever resets, the connection is gone."""
-    assert GUEST_TABLE[state, GuestEvent.RST_RECEIVED] is G.RESET
+    """RFC 9293, 3.10.7.4, second, and 3.10.5: whoever resets, the connection is gone.
+
+    Only what the guest had said to its end is still delivered.
+    """
+    after = G.CLOSED if state in GUEST_FINISHED else G.RESET
+    assert GUEST_TABLE[state, GuestEvent.RST_RECEIVED] is after
     assert GUEST_TABLE[state, GuestEvent.ABORTED] is G.RESET
 
 
 def test_the_guest_half_is_rfc_9293() -> None:
-    """The orderly rows are figure 5 of RFC 9293, seen by a server whose accept waits."""
+    """The orderly rows are figure 5 of RFC 9293, of a server whose accept waits, or a client."""
     orderly = {
         (row.state, row.event, row.target)
         for row in GUEST_TRANSITIONS
-        if row.target is not GuestState.RESET
+        if row.event not in (GuestEvent.RST_RECEIVED, GuestEvent.ABORTED)
     }
     events = GuestEvent
     assert orderly == {
         (G.SYN_HELD, events.SYN_ANSWERED, G.SYN_RECEIVED),
         (G.SYN_RECEIVED, events.SYN_ACKED, G.ESTABLISHED),
+        (G.SYN_SENT, events.SYN_ACCEPTED, G.ESTABLISHED),
+        (G.SYN_SENT, events.SYN_CROSSED, G.SYN_RECEIVED),
         (G.ESTABLISHED, events.FIN_SENT, G.FIN_WAIT_1),
         (G.FIN_WAIT_1, events.FIN_ACKED, G.FIN_WAIT_2),
         (G.FIN_WAIT_1, events.FIN_RECEIVED, G.CLOSING),
@@ -165,7 +171,9 @@ def test_each_pair_owes_what_it_should(guest: GuestState, host: HostState) -> No
     duties = DUTIES[guest, host]
     assert (Duty.ANSWER_SYN in duties) == (guest is G.SYN_HELD and host is H.OPEN)
     assert (Duty.REFUSE_SYN in duties) == (guest is G.SYN_HELD and host is H.FAILED)
-    assert (Duty.RESET_GUEST in duties) == (guest in SYNCHRONISED and host is H.FAILED)
+    has_a_connection = guest in SYNCHRONISED or guest is G.SYN_SENT
+    assert (Duty.RESET_GUEST in duties) == (has_a_connection and host is H.FAILED)
+    assert (Duty.HANG_UP in duties) == (guest is G.CLOSED and host is H.WRITE_SHUT)
     assert (Duty.RESET_HOST in duties) == (guest is G.RESET and host in HOST_HOLDS_SOCKET)
     server_has_ended = host in (H.READ_EOF, H.CLOSED)
     fin_unsent = guest in (G.ESTABLISHED, G.CLOSE_WAIT)
