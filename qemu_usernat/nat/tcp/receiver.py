@@ -92,7 +92,7 @@ class Receiver:
         Duplicates and what lies outside the window are cut off, the rest is kept until the
         gap before it is filled (RFC 9293, 3.10.7.4, first and seventh).
         """
-        start = self.position + difference(sequence, self.next_sequence)
+        start = self._position_of(sequence)
         end = start + length
         limit = self.right_edge if self.fin_position is None else self.fin_position
         if start == self.position and end <= limit and not self.out_of_order:
@@ -121,7 +121,7 @@ class Receiver:
 
         A FIN beyond the window is no FIN; one beyond a gap is remembered.
         """
-        position = self.position + difference(sequence, self.next_sequence)
+        position = self._position_of(sequence)
         if self.fin_position is None and self.position <= position <= self.right_edge:
             self.fin_position = position
             self.out_of_order = [
@@ -183,7 +183,7 @@ class Receiver:
 
     def on_duplicate(self, sequence: int, length: int) -> None:
         """A segment that was not even looked at, as all of it had come before."""
-        start = self.position + difference(sequence, self.next_sequence)
+        start = self._position_of(sequence)
         if length and start + length <= self.position:
             self._duplicate = (start, start + length)
 
@@ -302,6 +302,9 @@ class Receiver:
         wanted = self.position + min(self.capacity - self.queued, largest)
         step = min(self.maximum_segment_size * 2, self.capacity // 2, largest // 2)
         return wanted - self.right_edge >= step
+
+    def _position_of(self, sequence: int) -> int:
+        return self.position + self.fin_consumed + difference(sequence, self.next_sequence)
 
     def offset_of(self, sequence: int) -> int:
         """How far `sequence` is ahead of RCV.NXT."""
