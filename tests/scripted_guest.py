@@ -203,6 +203,9 @@ class ScriptedServer:
     def reset(self) -> None:
         self.was_reset = self.closed = True
 
+    def hang_up(self) -> None:
+        self.was_reset = True
+
     def close(self) -> None:
         self.closed = True
 

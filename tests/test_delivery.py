@@ -7,7 +7,7 @@ from qemu_usernat.gateway.icmp import ErrorLimiter
 from qemu_usernat.lan.port import QUEUE_LIMIT, STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import open_flow
+from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
 from qemu_usernat.primitives.addresses import LOOPBACK_IPV4
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.decoder import decode, decode_transport
@@ -118,7 +118,7 @@ def a_wire(room: Room) -> tuple[TcpWire, TcpFlow]:
     packet = IpPacket(KEY[0], KEY[2], 6, 64, 0, False, False, 0, b"", b"")
     wire = TcpWire(room.delivery, GUEST_MAC, KEY, packet)
     syn = TcpSegment(40000, 80, 1000, 0, 2, 64000)
-    flow = open_flow(KEY, syn, wire, MTU, b"secret" * 4, room.counters, 0.0)
+    flow = open_flow(KEY, syn, wire, TcpSettings(MTU, b"secret" * 4), room.counters, 0.0)
     wire.bind(flow)
     return wire, flow
 

@@ -1,8 +1,9 @@
 """The receiving side of the guest half: the guest's bytes, in order, once, within the window.
 
 It owns the sequence space of the guest's direction (RFC 9293, 3.4 and 3.10.7.4), the
-out-of-order store and what is said of it (RFC 2018, RFC 2883), the window that is advertised, and the bytes that the host has not
-taken yet. It does not know states, timers, or what carries the bytes on.
+out-of-order store and what is said of it (RFC 2018, RFC 2883), the window that is advertised,
+and the bytes that the host has not taken yet. It does not know states, timers, or what carries
+the bytes on.
 
 Two promises: what was advertised is accepted, and what was accepted is delivered.
 

@@ -124,12 +124,13 @@ class Scoreboard:
     def acknowledged(self, position: int, now: float) -> float | None:
         """The guest has everything before `position`.
 
-        A round trip in seconds, if what has arrived tells one (RFC 6298, 3: nothing that was
-        sent twice does).
+        A round trip in seconds, if what has arrived tells one: nothing does that was sent twice,
+        nor what may have waited behind it (RFC 6298, 3).
         """
         runs = self._runs
         ended = 0
         sample = None
+        repeated = False
         for run in runs:
             if run.start >= position:
                 break
@@ -146,11 +147,11 @@ class Scoreboard:
                 else:
                     self.lost -= part
                 self._arrived(run, run.start + part, now)
-                if not run.repeated:
-                    sample = now - run.sent_at
+                sample = now - run.sent_at
+            repeated = repeated or run.repeated
             run.start += part
         del runs[:ended]
-        return sample
+        return None if repeated else sample
 
     def selected(self, start: int, end: int, now: float) -> int:
         """The guest has the octets from `start` to before `end`; how many of them are news."""

@@ -380,9 +380,7 @@ class Sender:
 
     def _begin_repair(self, now: float, in_flight: int | None = None) -> None:
         self.counters.count("tcp.loss_recovery")
-        self.congestion.on_loss(
-            self.scoreboard.in_flight if in_flight is None else in_flight, now
-        )
+        self.congestion.on_loss(self.scoreboard.in_flight if in_flight is None else in_flight, now)
         self._recovery_point = self.next
         self._slow = False
 
@@ -408,9 +406,7 @@ class Sender:
 
     def deadline(self) -> float:
         """When the first of the timers rings."""
-        return min(
-            self.retransmit_at, self.probe_at, self.tail_probe_at, self.scoreboard.judge_at
-        )
+        return min(self.retransmit_at, self.probe_at, self.tail_probe_at, self.scoreboard.judge_at)
 
     def on_retransmission_timeout(self, transmit: Transmit, now: float) -> bool:
         """Nothing came back: all counts as lost, the first segment goes again, and the next

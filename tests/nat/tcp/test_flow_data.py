@@ -2,7 +2,7 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import DELAYED_ACK
+from qemu_usernat.nat.tcp.output import DELAYED_ACK
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.sequence import MODULUS

@@ -9,13 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import (
-    CHALLENGE_INTERVAL,
-    KEEPALIVE_IDLE,
-    KEEPALIVE_INTERVAL,
-    KEEPALIVE_PROBES,
-    SYN_ACK_RETRANSMISSIONS,
-)
+from qemu_usernat.nat.tcp.flow import CHALLENGE_INTERVAL, SYN_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
 from qemu_usernat.nat.tcp.sender import RETRANSMISSIONS_MAXIMUM
@@ -50,7 +45,7 @@ that there "FIN" is the same again, and "hello, FIN" the same with octets that i
 
 ANSWERS = """
               FIN               hello              hello, urgent      hello, FIN
-SYN-HELD      -                 -                  -                  -
+SYN-HELD      RST 0             RST 0              RST 0              RST 0
 SYN-RECEIVED  ACK 1 CLOSE-WAIT  ACK 5 ESTABLISHED  ACK 5 ESTABLISHED  ACK 6 CLOSE-WAIT
 ESTABLISHED   ACK 1 CLOSE-WAIT  ACK 5              ACK 5              ACK 6 CLOSE-WAIT
 FIN-WAIT-1    ACK 1 TIME-WAIT   ACK 5 FIN-WAIT-2   ACK 5 FIN-WAIT-2   ACK 6 TIME-WAIT
@@ -61,7 +56,7 @@ CLOSE-WAIT    ACK 1             ACK 1              ACK 1              ACK 1
 LAST-ACK      ACK 1             - CLOSED           - CLOSED           ACK 1
 
               old octets        far octets         old ACK            ACK of unsent      no ACK
-SYN-HELD      -                 -                  -                  -                  -
+SYN-HELD      RST 0             RST 0              RST 0              RST 7              -
 SYN-RECEIVED  ACK 0             ACK 0              ACK 0              RST 7              -
 ESTABLISHED   ACK 0             ACK 0              ACK 0              ACK 0              -
 FIN-WAIT-1    ACK 0             ACK 0              ACK 0              ACK 0              -
@@ -71,23 +66,24 @@ TIME-WAIT     ACK 1             ACK 1              ACK 1              -         
 CLOSE-WAIT    ACK 1             ACK 1              ACK 1              ACK 1              -
 LAST-ACK      ACK 1             ACK 1              ACK 1              ACK 1              -
 
-              SYN again   SYN near  SYN far  SYN,ACK  RST      RST near  RST far
-SYN-HELD      -           -         -        -        - RESET  -         -
-SYN-RECEIVED  SYN,ACK 0   ACK 0     ACK 0    ACK 0    - RESET  ACK 0     -
-ESTABLISHED   ACK 0       ACK 0     ACK 0    ACK 0    - RESET  ACK 0     -
-FIN-WAIT-1    ACK 0       ACK 0     ACK 0    ACK 0    - RESET  ACK 0     -
-FIN-WAIT-2    ACK 0       ACK 0     ACK 0    ACK 0    - RESET  ACK 0     -
-CLOSING       ACK 1       ACK 1     ACK 1    ACK 1    - RESET  -         -
-TIME-WAIT     ACK 1       ACK 1     ACK 1    ACK 1    -        -         -
-CLOSE-WAIT    ACK 1       ACK 1     ACK 1    ACK 1    - RESET  -         -
-LAST-ACK      ACK 1       ACK 1     ACK 1    ACK 1    - RESET  -         -
+              SYN again   SYN near  SYN far  SYN,ACK  RST       RST near  RST far
+SYN-HELD      -           -         -        -        - RESET   -         -
+SYN-RECEIVED  SYN,ACK 0   ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
+ESTABLISHED   ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
+FIN-WAIT-1    ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
+FIN-WAIT-2    ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
+CLOSING       ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
+TIME-WAIT     ACK 1       ACK 1     ACK 1    ACK 1    -         -         -
+CLOSE-WAIT    ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
+LAST-ACK      ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
 """
 """State, kind of segment, and: what the guest hears (a dash: nothing), with the number that is
 acknowledged, or that a bare RST stands at; then the state that this leads to, if another.
 
-RFC 9293, 3.10.7.4, for all but SYN-HELD, where nothing was answered yet and only the SYN and its
-reset mean anything. RFC 5961, 3 and 4: a SYN, or a RST that is not exact, is challenged. RFC
-1337: a RST does not end TIME-WAIT. After the guest's FIN its window is closed: nothing is near.
+RFC 9293, 3.10.7.4, for all but SYN-HELD, where nothing was answered yet: only the SYN and its
+reset mean anything, and any ACK is refused (3.10.7.2). RFC 5961, 3 and 4: a SYN, or a RST that
+is not exact, is challenged. RFC 1337: a RST does not end TIME-WAIT. After the guest's FIN its
+window is closed: nothing is near.
 """
 
 
@@ -119,7 +115,8 @@ def test_each_state_answers_each_segment_at_once(state: GuestState, kind: str, a
     talk.guest.gets_nothing()
     assert talk.flow.guest_state is (G(target) if target else state)
     assert talk.host.received == (b"hello" if number in ("5", "6") else b"")
-    assert talk.host.socket.was_reset is (target == "RESET" and not was_over(state))
+    resets = kind == "RST" and bool(target)
+    assert talk.host.socket.was_reset is (resets and not was_over(state))
 
 
 def was_over(state: GuestState) -> bool:
@@ -312,7 +309,7 @@ def test_the_hours_of_an_answer_that_nobody_acknowledges() -> None:
     """RFC 6298, 2.1: SYN,ACK again after 1 s, 3 s, 7 s… and a reset at the end."""
     talk = in_state(G.SYN_RECEIVED)
     heard = heard_when(talk, 3600)
-    assert [when for when, _ in heard] == doubling(1.0, SYN_ACK_RETRANSMISSIONS + 1)
+    assert [when for when, _ in heard] == doubling(1.0, SYN_RETRANSMISSIONS + 1)
     assert all(each.flags == SYN | ACK and each.at == -1 for _, each in heard[:-1])
     assert heard[-1][1].flags == RST | ACK
     talk.assert_over()

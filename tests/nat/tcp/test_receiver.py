@@ -40,7 +40,9 @@ class Server:
 
 
 def receiver_at(isn: int, scale: int = WINDOW_SCALE, mss: int = MSS) -> Receiver:
-    return Receiver(initial_sequence=isn, scale=scale, maximum_segment_size=mss)
+    made = Receiver(mss)
+    made.begin(isn, scaled=bool(scale))
+    return made
 
 
 def accept(receiver: Receiver, isn: int, start: int, octets: bytes) -> bool:
@@ -232,7 +234,8 @@ def test_tiny_segments_in_disorder_cost_a_bounded_number_of_objects() -> None:
 
 def test_all_of_a_large_window_is_kept_behind_one_gap() -> None:
     """One lost segment at the head of a window does not cost the segments behind it."""
-    receiver, server = Receiver(0, WINDOW_SCALE, 536, capacity=len(STREAM)), Server()
+    receiver, server = Receiver(536, capacity=len(STREAM)), Server()
+    receiver.begin(0, scaled=True)
     receiver.window()
     for start in range(536, len(STREAM), 536):
         accept(receiver, 0, start, STREAM[start : start + 536])
