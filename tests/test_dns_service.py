@@ -6,7 +6,7 @@ import pytest
 
 from qemu_usernat.dns_service import ANSWERS_MAXIMUM
 from qemu_usernat.gateway.dns import PATIENCE
-from qemu_usernat.nat.tcp.flow import TIME_WAIT
+from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.primitives.addresses import parse_address
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
 from tests.scripted_guest import (

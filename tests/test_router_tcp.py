@@ -8,7 +8,8 @@ import pytest
 
 from qemu_usernat import router
 from qemu_usernat.lan.port import STALLED_AT
-from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TIME_WAIT, TcpFlow
+from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
+from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.icmp import HOST_UNREACHABLE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TCP, URG

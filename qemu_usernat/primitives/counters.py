@@ -81,6 +81,7 @@ MEANINGS = {
     "tcp.bad_handshake_ack": "The answer to our SYN,ACK acknowledges something else: reset.",
     "tcp.not_expected": "A segment before our SYN,ACK, or after the end: reset.",
     "tcp.syn_repeated": "A SYN that came again while the server was still being dialled.",
+    "tcp.no_syn": "Neither a SYN nor a refusal for a guest that we call: dropped.",
     "tcp.no_ack": "A segment without ACK in a connection: dropped.",
     "tcp.out_of_window": "A segment outside of the window: answered by an ACK.",
     "tcp.closed_window": "Octets for a window that is closed: dropped, answered by an ACK.",

@@ -141,7 +141,7 @@ class Sender:
 
         Zero rather than a silly few while more window is on its way (RFC 9293, 3.8.6.2.1).
         """
-        if self.fin_queued or self.next != self.end or self.scoreboard.lost:
+        if self.next != self.end or self.scoreboard.lost:
             return 0
         usable = self._limit() - self.next
         if usable >= self.maximum_segment_size:
@@ -214,7 +214,7 @@ class Sender:
             return 0
         stop = position + length
         payload = chunk if length == len(chunk) else chunk[offset : offset + length]
-        transmit(position, payload, PSH if stop == self.end or stop == limit else 0)
+        transmit(position, payload, PSH if stop == limit else 0)
         return length
 
     def _chunk_at(self, position: int) -> tuple[int, memoryview]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from qemu_usernat.nat.tcp.flow import CHALLENGE_INTERVAL, SYN_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.guest_half import CHALLENGE_INTERVAL
 from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
