@@ -376,7 +376,10 @@ class Router:
             self.touch(flow)  # what it still owes the host is paid outside the table
             beyond = flow.sender.sequence_of(flow.sender.next)
             flow = None
-        if flow is not None:
+        if flow is not None and flow.guest_state is GuestState.SYN_SENT and segment.flags & SYN:
+            self.touch(flow)
+            flow.on_answer(segment, now)
+        elif flow is not None:
             self.touch(flow)
             flow.on_segment(
                 segment.sequence,

@@ -103,7 +103,7 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         (
             "mtuu = 1500",
             'net.toml: key "mtuu" is not known; did you mean "mtu"? allowed here: '
-            "connect, dns, host_loopback, listen, mtu, verbose, [network]",
+            "congestion, connect, dns, host_loopback, listen, mtu, verbose, [network]",
         ),
         (
             "[network]\nsubnett = '10.0.2.0/24'",

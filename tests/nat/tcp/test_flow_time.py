@@ -210,7 +210,7 @@ def test_window_updates_and_idle_acks_are_no_duplicates() -> None:
     for more in range(5):
         talk.guest.sends(ACK, ack=0, window=65536 + 1024 * more)
     talk.guest.gets_nothing()
-    assert talk.counters["tcp.fast_retransmit"] == 0
+    assert talk.counters["tcp.loss_recovery"] == 0
 
 
 def test_a_second_loss_is_repaired_as_early_as_the_first() -> None:
@@ -226,5 +226,5 @@ def test_a_second_loss_is_repaired_as_early_as_the_first() -> None:
         for position in range(start + MSS, start + 6 * MSS, MSS):
             talk.guest.sends(ACK, ack=position)
             talk.guest.loses_everything()
-    assert talk.counters["tcp.fast_retransmit"] == 2
+    assert talk.counters["tcp.loss_recovery"] == 2
     assert talk.counters["tcp.retransmission_timeout"] == 0
