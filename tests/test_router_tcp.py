@@ -10,6 +10,7 @@ from qemu_usernat import router
 from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
+from qemu_usernat.primitives.sequence import difference
 from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.icmp import HOST_UNREACHABLE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TCP, URG
@@ -360,6 +361,23 @@ def test_a_new_syn_may_follow_a_connection_that_has_ended(
     network.host.servers[1].accepts()
     assert guest.hears_one().tcp.flags == SYN | ACK
     assert len(network.router.flows) == 1
+
+
+def test_a_connection_after_time_wait_begins_beyond_the_old_one(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """RFC 9293, 3.10.7.4 (MAY-2): two megabytes in no time overtake the clock of our numbers."""
+    connection = guest.connects()
+    for _ in range(40):
+        connection.server.says(bytes(50_000))
+        connection.reads()
+    connection.server.ends()
+    connection.reads()
+    guest.sends(connection.segment(ACK | FIN))
+    guest.hears()
+    guest.sends(connection.syn(connection.sent + 1000))
+    network.host.servers[1].accepts()
+    assert difference(guest.hears_one().tcp.sequence, connection.received) > 0
 
 
 # -- nothing is left

@@ -345,7 +345,7 @@ class Guest:
         with self._talk.turn():
             sequence = add(self._isn, 1 + start)
             acknowledgment = add(self._our_isn, 1 + (self.expects if ack is None else ack))
-            if self._talk.flow.guest_state is GuestState.SYN_SENT:
+            if self._talk.flow.guest_state is GuestState.SYN_SENT and flags & SYN:
                 self._talk.flow.on_answer(
                     evolve(
                         self._talk.syn,

@@ -245,6 +245,48 @@ def test_a_fin_behind_octets_that_have_come_before() -> None:
     talk.guest.sends(ACK, b"hello")
     talk.guest.loses_everything()
     talk.guest.sends(PSH | FIN | ACK, b"hello", at=0)
-    assert talk.guest.loses_everything()[-1].ack == 6
+    talk.guest.gets(ACK, ack=6)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.out_of_order"] == 0
     assert talk.host.received == b"hello"
     assert talk.host.socket.shut
+
+
+@pytest.mark.parametrize("server_ended", [False, True])
+def test_a_reset_after_the_guests_fin_takes_nothing_back(server_ended: bool) -> None:
+    """The guest has closed and forgotten, and its kernel resets what is told it later: a server
+    that reads late reads all that was acknowledged, as it would without us between them."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(PSH | FIN | ACK, b"order")
+    talk.guest.gets(ACK, ack=6)
+    if server_ended:
+        talk.host.ends()
+        talk.guest.gets(FIN | ACK)
+    talk.guest.sends(RST)
+    talk.host.takes(100)
+    assert talk.host.received == b"order"
+    assert talk.host.socket.shut
+    talk.guest.gets_nothing()
+    talk.assert_over()
+
+
+@pytest.mark.parametrize(
+    ("flags", "answer"), [(PSH | ACK, (RST, 1, None)), (PSH, (RST | ACK, None, 12))]
+)
+def test_a_flow_that_is_over_but_for_its_server_resets(
+    flags: int, answer: tuple[int, int | None, int | None]
+) -> None:
+    """RFC 9293, 3.10.7.1: for the guest it is closed, whatever the server has to read."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    talk.guest.sends(PSH | FIN | ACK, b"unread")
+    talk.host.ends()
+    talk.guest.loses_everything()
+    talk.guest.expects = 1
+    talk.guest.sends(ACK)
+    assert talk.flow.guest_state is G.CLOSED
+    talk.guest.sends(flags, b"hello")
+    expected, at, ack = answer
+    talk.guest.gets(expected, b"", at=at, ack=ack)
+    assert not talk.flow.finished

@@ -15,6 +15,7 @@ def test_a_reset_outside_the_window_is_nothing(state: GuestState) -> None:
     """RFC 9293, 3.10.7.4, first: no ACK for it either."""
     talk = in_state(state)
     talk.guest.sends(RST, at=talk.guest.position - 2)
+    talk.guest.sends(RST, b"that reaches into it", at=talk.guest.position - 2)
     talk.guest.sends(RST, at=talk.guest.position + (1 << 24))
     talk.guest.gets_nothing()
     assert talk.flow.guest_state is state

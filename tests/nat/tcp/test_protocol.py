@@ -15,7 +15,7 @@ from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, K
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
 from qemu_usernat.nat.tcp.sender import RETRANSMISSIONS_MAXIMUM
-from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, URG
 from tests.nat.tcp.conversation import MSS, Conversation, Guest, Segment, in_state
 
@@ -35,11 +35,14 @@ SEGMENTS: dict[str, Callable[[Guest], None]] = {
     "no ACK": lambda guest: guest.sends(PSH, at=guest.position),
     "SYN again": lambda guest: guest.sends(SYN),
     "SYN near": lambda guest: guest.sends(SYN, at=guest.position),
-    "SYN far": lambda guest: guest.sends(SYN, at=guest.position + (1 << 20)),
+    "SYN far": lambda guest: guest.sends(SYN | ACK, at=1 << 20, ack=guest.expects + 7),
     "SYN,ACK": lambda guest: guest.sends(SYN | ACK, at=guest.position),
+    "SYN,RST": lambda guest: guest.sends(SYN | RST),
     "RST": lambda guest: guest.sends(RST, at=guest.position),
+    "RST,ACK": lambda guest: guest.sends(RST | ACK, at=guest.position),
     "RST near": lambda guest: guest.sends(RST, at=guest.position + 1),
     "RST far": lambda guest: guest.sends(RST, at=guest.position + (1 << 20)),
+    "RST of unsent": lambda guest: guest.sends(RST | ACK, at=guest.position, ack=guest.expects + 7),
 }
 """From a guest that has got everything. Its FIN stands at 0 wherever it has sent one before, so
 that there "FIN" is the same again, and "hello, FIN" the same with octets that it did not have."""
@@ -47,6 +50,7 @@ that there "FIN" is the same again, and "hello, FIN" the same with octets that i
 ANSWERS = """
               FIN               hello              hello, urgent      hello, FIN
 SYN-HELD      RST 0             RST 0              RST 0              RST 0
+SYN-SENT      -                 -                  -                  -
 SYN-RECEIVED  ACK 1 CLOSE-WAIT  ACK 5 ESTABLISHED  ACK 5 ESTABLISHED  ACK 6 CLOSE-WAIT
 ESTABLISHED   ACK 1 CLOSE-WAIT  ACK 5              ACK 5              ACK 6 CLOSE-WAIT
 FIN-WAIT-1    ACK 1 TIME-WAIT   ACK 5 FIN-WAIT-2   ACK 5 FIN-WAIT-2   ACK 6 TIME-WAIT
@@ -58,6 +62,7 @@ LAST-ACK      ACK 1             - CLOSED           - CLOSED           ACK 1
 
               old octets        far octets         old ACK            ACK of unsent      no ACK
 SYN-HELD      RST 0             RST 0              RST 0              RST 7              -
+SYN-SENT      -                 -                  -                  RST 7              -
 SYN-RECEIVED  ACK 0             ACK 0              ACK 0              RST 7              -
 ESTABLISHED   ACK 0             ACK 0              ACK 0              ACK 0              -
 FIN-WAIT-1    ACK 0             ACK 0              ACK 0              ACK 0              -
@@ -67,24 +72,38 @@ TIME-WAIT     ACK 1             ACK 1              ACK 1              -         
 CLOSE-WAIT    ACK 1             ACK 1              ACK 1              ACK 1              -
 LAST-ACK      ACK 1             ACK 1              ACK 1              ACK 1              -
 
-              SYN again   SYN near  SYN far  SYN,ACK  RST       RST near  RST far
-SYN-HELD      -           -         -        -        - RESET   -         -
-SYN-RECEIVED  SYN,ACK 0   ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
-ESTABLISHED   ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
-FIN-WAIT-1    ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
-FIN-WAIT-2    ACK 0       ACK 0     ACK 0    ACK 0    - RESET   ACK 0     -
-CLOSING       ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
-TIME-WAIT     ACK 1       ACK 1     ACK 1    ACK 1    -         -         -
-CLOSE-WAIT    ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
-LAST-ACK      ACK 1       ACK 1     ACK 1    ACK 1    - CLOSED  -         -
+              SYN again               SYN near                SYN,ACK            SYN far  SYN,RST
+SYN-HELD      -                       -                       -                  -        - RESET
+SYN-SENT      SYN,ACK 0 SYN-RECEIVED  SYN,ACK 1 SYN-RECEIVED  ACK 1 ESTABLISHED  RST 7    -
+SYN-RECEIVED  SYN,ACK 0               ACK 0                   ACK 0              ACK 0    -
+ESTABLISHED   ACK 0                   ACK 0                   ACK 0              ACK 0    -
+FIN-WAIT-1    ACK 0                   ACK 0                   ACK 0              ACK 0    -
+FIN-WAIT-2    ACK 0                   ACK 0                   ACK 0              ACK 0    -
+CLOSING       ACK 1                   ACK 1                   ACK 1              ACK 1    -
+TIME-WAIT     ACK 1                   ACK 1                   ACK 1              ACK 1    -
+CLOSE-WAIT    ACK 1                   ACK 1                   ACK 1              ACK 1    -
+LAST-ACK      ACK 1                   ACK 1                   ACK 1              ACK 1    -
+
+              RST       RST,ACK   RST near  RST far  RST of unsent
+SYN-HELD      - RESET   - RESET   -         -        - RESET
+SYN-SENT      -         - RESET   -         -        -
+SYN-RECEIVED  - RESET   - RESET   ACK 0     -        - RESET
+ESTABLISHED   - RESET   - RESET   ACK 0     -        - RESET
+FIN-WAIT-1    - RESET   - RESET   ACK 0     -        - RESET
+FIN-WAIT-2    - RESET   - RESET   ACK 0     -        - RESET
+CLOSING       - CLOSED  - CLOSED  -         -        - CLOSED
+TIME-WAIT     -         -         -         -        -
+CLOSE-WAIT    - CLOSED  - CLOSED  -         -        - CLOSED
+LAST-ACK      - CLOSED  - CLOSED  -         -        - CLOSED
 """
 """State, kind of segment, and: what the guest hears (a dash: nothing), with the number that is
 acknowledged, or that a bare RST stands at; then the state that this leads to, if another.
 
-RFC 9293, 3.10.7.4, for all but SYN-HELD, where nothing was answered yet: only the SYN and its
-reset mean anything, and any ACK is refused (3.10.7.2). RFC 5961, 3 and 4: a SYN, or a RST that
-is not exact, is challenged. RFC 1337: a RST does not end TIME-WAIT. After the guest's FIN its
-window is closed: nothing is near.
+RFC 9293, 3.10.7.4, for all but the first two. In SYN-HELD nothing was answered yet: only the SYN
+and its reset mean anything, and any ACK is refused (3.10.7.2); in SYN-SENT only a SYN does, and a
+reset that acknowledges ours (3.10.7.3). RFC 5961, 3 and 4: a SYN, or a RST that is not exact, is
+challenged. RFC 1337: a RST does not end TIME-WAIT. After the guest's FIN its window is closed:
+nothing is near.
 """
 
 
@@ -113,10 +132,12 @@ def test_each_state_answers_each_segment_at_once(state: GuestState, kind: str, a
         talk.guest.gets(SYN | ACK, b"", at=-1, ack=int(number))
     elif said == "ACK":
         talk.guest.gets(ACK, b"", at=talk.guest.expects, ack=int(number))
+    elif not target and "RST" not in kind:
+        assert talk.counters, "dropped without a name"
     talk.guest.gets_nothing()
     assert talk.flow.guest_state is (G(target) if target else state)
     assert talk.host.received == (b"hello" if number in ("5", "6") else b"")
-    resets = kind == "RST" and bool(target)
+    resets = "RST" in kind and bool(target)
     assert talk.host.socket.was_reset is (resets and not was_over(state))
 
 
@@ -126,9 +147,9 @@ def was_over(state: GuestState) -> bool:
 
 
 def test_the_table_is_whole() -> None:
-    """Each kind of segment stands in it once for each state."""
+    """Each kind of segment stands in it once for each state in which the guest half exists."""
     cells = [(state, kind) for state, kind, _ in rows()]
-    states = {state for state, _ in cells}
+    states = set(GuestState) - GUEST_GONE
     assert sorted(cells, key=str) == sorted(((s, k) for s in states for k in SEGMENTS), key=str)
 
 
@@ -248,13 +269,26 @@ def test_a_window_that_closes_over_what_is_in_flight_and_opens_again() -> None:
 # -- resets and challenges
 
 
-@pytest.mark.parametrize("flags", [SYN, SYN | ACK, RST])
-def test_challenges_have_a_limit(flags: int) -> None:
+@pytest.mark.parametrize(
+    ("flags", "at", "ack"),
+    [
+        (SYN, -1, 0),
+        (SYN, 1, 0),
+        (SYN, 1 << 20, 0),
+        (SYN | ACK, 1, 0),
+        (RST, 1, 0),
+        (ACK, 0, 7),  # of what was never sent
+        (ACK, 0, -(1 << 24)),  # of long ago
+        (ACK, -1, 0),  # two ends that disagree must not answer each other for ever
+        (ACK, 1 << 20, 0),
+    ],
+)
+def test_challenges_have_a_limit(flags: int, at: int, ack: int) -> None:
     """RFC 5961, 7: one at once, the next when 100 ms have passed, however many are asked for."""
     talk = Conversation.open()
     for _ in range(2):
         for _ in range(50):
-            talk.guest.sends(flags, at=1)
+            talk.guest.sends(flags, at=at, ack=ack)
         talk.guest.gets(ACK, at=0, ack=0)
         talk.guest.gets_nothing()
         talk.advance(CHALLENGE_INTERVAL)
@@ -337,6 +371,21 @@ def test_the_hours_of_a_probe_that_nobody_answers() -> None:
     assert all(each.flags == ACK and each.at == -1 for _, each in heard[:-1])
     assert heard[-1][1].flags == RST | ACK
     talk.assert_over()
+
+
+def test_the_hours_of_a_window_that_stays_closed() -> None:
+    """RFC 9293, 3.8.6.1 (SHLD-30): though each is answered, the next probe comes twice as late."""
+    talk = Conversation.open(window=0)
+    talk.host.says(b"hello")
+    start, heard = talk.now, []
+    for _ in range(20):
+        talk.advance(talk.flow.deadline() - talk.now)
+        talk.guest.gets(ACK, b"", at=-1)
+        heard.append(round(talk.now - start, 3))
+        talk.guest.sends(ACK)
+    assert heard == doubling(0.2, 20)
+    talk.guest.sends(ACK, window=1 << 10)
+    talk.guest.gets(PSH | ACK, b"hello")
 
 
 def test_the_hours_of_a_guest_that_was_switched_off() -> None:

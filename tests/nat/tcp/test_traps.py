@@ -30,7 +30,28 @@ def fill(talk: Conversation) -> int:
     return talk.guest.position
 
 
-def test_passt_01_capsa_04c_a_server_that_speaks_first_does_not_overtake_the_handshake() -> None:
+def test_passt_01a_the_guests_answer_to_our_call_is_acknowledged_at_once() -> None:
+    """passt 9178a9e: a guest that is an SMTP server speaks first, but not before that ACK."""
+    talk = in_state(G.SYN_SENT)
+    talk.guest.sends(SYN | ACK)
+    talk.guest.gets(ACK, b"", at=0, ack=0)
+    talk.guest.gets_nothing()
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+    talk.guest.sends(PSH | ACK, b"220 smtp ready\r\n")
+    assert talk.host.received == b"220 smtp ready\r\n"
+
+
+def test_passt_01b_that_ack_comes_before_the_clients_first_words() -> None:
+    """passt 2d7f734: it has the lower number, and goes first."""
+    talk = in_state(G.SYN_SENT)
+    talk.host.says(b"GET /")
+    talk.guest.gets_nothing()
+    talk.guest.sends(SYN | ACK)
+    talk.guest.gets(ACK, b"", at=0, ack=0)
+    talk.guest.gets(PSH | ACK, b"GET /", at=0, ack=0)
+
+
+def test_capsa_04c_a_server_that_speaks_first_does_not_overtake_the_handshake() -> None:
     """capsa 4, passt 9178a9e: SYN,ACK, then the banner, without any word of the guest."""
     talk = Conversation()
     with talk.turn():
@@ -236,6 +257,18 @@ def test_passt_09b_a_keepalive_of_the_guest_is_answered() -> None:
     talk.guest.sends(ACK, b"o", at=4)
     talk.guest.gets(ACK, ack=5)
     assert talk.host.received == b"hello"
+
+
+def test_passt_09c_the_window_of_a_keepalive_counts() -> None:
+    """passt 472e2e9: too low to be a segment, it may tell of an opening that was lost."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1500)
+    talk.guest.gets(PSH | ACK)
+    talk.guest.sends(ACK, window=0)
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, at=-1, window=1000)
+    talk.guest.gets(ACK, b"", ack=0)
+    talk.guest.gets(PSH | ACK, b"a" * 500, at=1000)
 
 
 def test_passt_10a_half_a_segment_is_not_offered() -> None:
