@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.nat.tcp.receiver import (
+    CAPACITY_INITIAL,
     CAPACITY_MAXIMUM,
     OUT_OF_ORDER_RUNS,
     ROUNDING_ROOM,
@@ -102,6 +103,33 @@ def test_a_fin_counts_when_all_before_it_has_come(
     assert receiver.room == 0
 
 
+def test_the_limits_are_what_is_written() -> None:
+    """What one flow may cost: 4 MiB at most, a quarter of one at first, and 512 runs."""
+    assert CAPACITY_INITIAL == 262_144
+    assert CAPACITY_MAXIMUM == 4_194_304
+    assert ROUNDING_ROOM == 65_536
+    assert OUT_OF_ORDER_RUNS == 512
+
+
+def test_a_segment_without_octets_moves_nothing() -> None:
+    """A bare ACK is no news of the stream, wherever it stands."""
+    receiver = receiver_at(0)
+    assert receiver.queued == 0
+    for start in (0, 1, receiver.right_edge):
+        assert not accept(receiver, 0, start, b"")
+    assert (receiver.queued, receiver.position, receiver.out_of_order) == (0, 0, [])
+
+
+def test_what_is_kept_already_is_not_kept_twice() -> None:
+    """A guest that repeats everything behind a gap costs nothing more."""
+    receiver = receiver_at(0)
+    for start, end in [(10, 20), (10, 20), (12, 15), (30, 40), (40, 50), (30, 50), (10, 20)]:
+        accept(receiver, 0, start, STREAM[start:end])
+    assert receiver.out_of_order == [(10, STREAM[10:20]), (30, STREAM[30:50])]
+    accept(receiver, 0, 5, STREAM[5:60])
+    assert sum(len(octets) for _, octets in receiver.out_of_order) == 55
+
+
 def test_a_fin_beyond_the_window_is_no_fin() -> None:
     """passt b145441: it would cut off data that is still to come."""
     receiver = receiver_at(0)
@@ -122,9 +150,11 @@ def test_a_fin_that_lies_behind_is_no_fin() -> None:
 def test_octets_that_came_early_and_lie_behind_the_fin_are_forgotten() -> None:
     """The stream ends where the guest has said so, whatever it had sent before."""
     receiver, server = receiver_at(0), Server()
-    accept(receiver, 0, 5, b"567890")
+    accept(receiver, 0, 5, b"567")
+    accept(receiver, 0, 8, b"89")
     accept(receiver, 0, 20, b"far")
     assert not receiver.finish(add(1, 8))
+    assert receiver.out_of_order == [(5, b"567")]
     accept(receiver, 0, 0, b"01234")
     assert receiver.consume_fin()
     receiver.drain(server.send)
@@ -139,6 +169,7 @@ def test_octets_beyond_the_window_are_cut_off() -> None:
     accept(receiver, 0, 10, STREAM[10 : edge + 50])
     accept(receiver, 0, edge, b"beyond")
     accept(receiver, 0, edge + 1, b"beyond")
+    assert receiver.out_of_order == [(10, STREAM[10:edge])]
     accept(receiver, 0, 0, STREAM[:10])
     receiver.drain(server.send)
     assert server.received == STREAM[:edge]
@@ -226,7 +257,7 @@ def test_tiny_segments_in_disorder_cost_a_bounded_number_of_objects() -> None:
     receiver, server = receiver_at(0), Server()
     for start in range(1, 4 * OUT_OF_ORDER_RUNS, 2):
         accept(receiver, 0, start, STREAM[start : start + 1])
-    assert len(receiver.out_of_order) <= OUT_OF_ORDER_RUNS
+    assert len(receiver.out_of_order) == OUT_OF_ORDER_RUNS
     accept(receiver, 0, 0, STREAM[: 4 * OUT_OF_ORDER_RUNS])
     receiver.drain(server.send)
     assert server.received == STREAM[: 4 * OUT_OF_ORDER_RUNS]
@@ -283,6 +314,29 @@ def test_a_server_that_takes_everything_earns_a_larger_window() -> None:
         receiver.drain(server.send)
         receiver.window()
     assert receiver.capacity == CAPACITY_MAXIMUM
+
+
+def test_the_window_grows_when_a_whole_one_was_taken_without_a_stop() -> None:
+    """Not an octet earlier; and what the server leaves lying begins the count anew."""
+    receiver, server = receiver_at(0), Server()
+    step = CAPACITY_INITIAL // 8
+
+    def server_takes(octets: int) -> int:
+        accept(receiver, 0, receiver.position, STREAM[:octets])
+        receiver.drain(server.send)
+        receiver.window()
+        return receiver.capacity
+
+    for _ in range(7):
+        assert server_takes(step) == CAPACITY_INITIAL
+    assert server_takes(step - 1) == CAPACITY_INITIAL
+    server.limit = 0
+    assert server_takes(1) == CAPACITY_INITIAL
+    server.limit = 1 << 30
+    for _ in range(7):
+        assert server_takes(step) == CAPACITY_INITIAL
+    assert server_takes(step - 2) == CAPACITY_INITIAL
+    assert server_takes(1) == 2 * CAPACITY_INITIAL
 
 
 @pytest.mark.parametrize("scale", [0, WINDOW_SCALE])
