@@ -2,7 +2,7 @@
 
 The ledger makes a run that was stopped go on where it was. A mutant that was killed is not tried
 again while its module stays as it is; one that survived is, for the tests may have become better.
-Delete the ledger to begin anew.
+Delete the ledger to begin anew; give the survivors of a first run more `--examples` in a second.
 
 `explained.toml` says of some mutants why no test can, or should, tell them from the original. They
 count as survivors all the same.
@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from tools.mutants.operators import Mutant, mutants_of
-from tools.mutants.trial import Outcome, Trial, Verdict, begin
+from tools.mutants.trial import Outcome, Trial, Verdict, begin, prepare
 
 MODULES = Path("qemu_usernat/nat/tcp")
 TESTS = Path("tests/nat/tcp")
@@ -45,7 +45,8 @@ Ledger = dict[str, dict[str, Any]]
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--jobs", default=os.cpu_count(), show_default=True, help="Trials at a time.")
-def main(names: Sequence[str], jobs: int) -> None:
+@click.option("--examples", default=25, show_default=True, help="Of each property.")
+def main(names: Sequence[str], jobs: int, examples: int) -> None:
     """Mutation testing of the modules NAMES of the TCP engine, or of all."""
     modules = [path for path in sorted(MODULES.glob("*.py")) if not names or path.stem in names]
     mutants = [mutant for module in modules for mutant in mutants_of(module)]
@@ -53,6 +54,7 @@ def main(names: Sequence[str], jobs: int) -> None:
     fresh = [mutant for mutant in mutants if not _is_settled(ledger.get(mutant.key))]
     say(f"{len(mutants)} mutants, {len(mutants) - len(fresh)} of them settled before")
     if fresh:
+        prepare(examples)
         try:
             with a_copy():
                 try_all(fresh, sound_run(), ledger, jobs)

@@ -9,6 +9,7 @@ each test follows from what it used without a fault. Hypothesis does not draw by
 a trial repeated ends the same way.
 """
 
+import gc
 import json
 import os
 import resource
@@ -35,15 +36,20 @@ MEMORY = 4 << 30
 
 PROFILE = "mutants"
 
-settings.register_profile(
-    PROFILE,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=(Phase.explicit, Phase.generate),  # a failure need not be made small
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
+
+def prepare(examples: int) -> None:
+    """Once, before all trials: how many examples Hypothesis tries, where a test does not say."""
+    settings.register_profile(
+        PROFILE,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=(Phase.explicit, Phase.generate),  # a failure need not be made small
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    gc.freeze()  # what is imported by now is no garbage, and need not be looked at in each fork
 
 
 class Outcome(Enum):
