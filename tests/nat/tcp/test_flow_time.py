@@ -228,3 +228,29 @@ def test_a_second_loss_is_repaired_as_early_as_the_first() -> None:
             talk.guest.loses_everything()
     assert talk.counters["tcp.loss_recovery"] == 2
     assert talk.counters["tcp.retransmission_timeout"] == 0
+
+
+def test_progress_gives_what_is_left_its_full_time() -> None:
+    """RFC 6298, 5.3: an ACK of new octets starts the timer anew."""
+    talk = Conversation.open()
+    talk.host.says(bytes(2 * MSS))
+    talk.guest.loses_everything()
+    talk.advance(0.15)
+    talk.guest.sends(ACK, ack=MSS)
+    talk.advance(0.15)
+    assert talk.counters["tcp.retransmission_timeout"] == 0
+    talk.advance(0.06)
+    assert talk.counters["tcp.retransmission_timeout"] == 1
+
+
+def test_an_early_repetition_gets_its_full_time() -> None:
+    """What was just sent again cannot have been answered yet."""
+    talk = Conversation.open()
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    talk.advance(0.15)
+    for _ in range(3):
+        talk.guest.sends(ACK, ack=0)
+    assert MSS in [len(segment.payload) for segment in talk.guest.loses_everything()]
+    talk.advance(0.15)
+    assert talk.counters["tcp.retransmission_timeout"] == 0

@@ -386,6 +386,9 @@ def test_the_hours_of_a_window_that_stays_closed() -> None:
     assert heard == doubling(0.2, 20)
     talk.guest.sends(ACK, window=1 << 10)
     talk.guest.gets(PSH | ACK, b"hello")
+    talk.guest.sends(ACK, window=0)
+    talk.host.says(b"and now again from the start")
+    assert heard_when(talk, 0.5)[0][0] == 0.2
 
 
 def test_the_hours_of_a_guest_that_was_switched_off() -> None:
