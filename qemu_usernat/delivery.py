@@ -8,7 +8,7 @@ gateway. It decides nothing about flows.
 from attrs import define, evolve, field
 
 from qemu_usernat.gateway.icmp import ErrorLimiter
-from qemu_usernat.lan.port import QUEUE_LIMIT
+from qemu_usernat.lan.port import QUEUE_LIMIT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_loopback
@@ -189,6 +189,30 @@ class TcpWire:
         options: bytes = b"",
     ) -> None:
         """Queue a segment; one that finds no room is lost, as on any wire."""
+        port = self._port()
+        if port is not None:
+            port.queued += self._template.append(
+                port.outbox, sequence, acknowledgment, flags, window, payload, options
+            )
+
+    def send_each(
+        self,
+        sequence: int,
+        acknowledgment: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        size: int,
+    ) -> None:
+        """Queue `payload` in segments of `size` octets; all of them or none."""
+        port = self._port()
+        if port is not None:
+            port.queued += self._template.append_each(
+                port.outbox, sequence, acknowledgment, flags, window, payload, size
+            )
+
+    def _port(self) -> Port | None:
+        """The guest's port if it takes anything; sees to it that the template has its address."""
         mac = self._mac_of(self._key[0])
         if mac is not None and mac != self._mac:
             self._mac = mac
@@ -199,9 +223,8 @@ class TcpWire:
         elif port.queued >= QUEUE_LIMIT:
             self._delivery.counters.count("link.queue_full")
         else:
-            port.queued += self._template.append(
-                port.outbox, sequence, acknowledgment, flags, window, payload, options
-            )
+            return port
+        return None
 
     def refuse(self, code: int, now: float) -> None:
         """ICMP destination unreachable about the SYN."""

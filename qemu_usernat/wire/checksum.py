@@ -17,6 +17,8 @@ from qemu_usernat.wire.packets import Buffer
 _NUMPY_FROM = 700  # bytes: below it, one big integer is cheaper than an array (measured)
 
 _WORDS = np.dtype("<u4")
+_HALF_WORDS = np.dtype("<u2")
+_SWAP = np.uint64(8)
 _SUM = np.dtype(np.uint64)  # 2**32 words of 32 bits fit, so nothing carries out
 _array = np.frombuffer
 _add = np.add.reduce
@@ -40,6 +42,19 @@ def partial(data: Buffer) -> int:
         if whole != length:
             total += int.from_bytes(data[whole:], "big") << 8 * (length & 1)
     return total % 0xFFFF or (0xFFFF if total else 0)
+
+
+def partial_each(data: Buffer, size: int) -> list[int]:
+    """The sums of consecutive pieces of `size` bytes, which is even; a shorter rest is left out.
+
+    One array for all of them: a piece costs a tenth of what `partial` costs. Not reduced; a piece
+    of nothing but zeros, and no other, sums to 0.
+    """
+    words = _WORDS if size & 3 == 0 else _HALF_WORDS
+    row = size // words.itemsize
+    pieces = len(data) // size
+    sums = _add(_array(data, words, pieces * row).reshape(pieces, row), 1, _SUM)
+    return (sums << _SWAP).tolist()  # type: ignore[no-any-return]
 
 
 def checksum(data: Buffer, start: int = 0) -> int:

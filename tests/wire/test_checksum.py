@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qemu_usernat.wire.checksum import checksum, partial, pseudo_header
+from qemu_usernat.wire.checksum import checksum, partial, partial_each, pseudo_header
 
 
 def sum_of_rfc_1071(data: bytes) -> int:
@@ -80,3 +80,15 @@ def test_the_pseudo_header_of_either_family(source: str, destination: str, layou
     packed = ip_address(source).packed, ip_address(destination).packed
     written = bytes.fromhex(layout.format(packed[0].hex(), packed[1].hex(), 17, 1234))
     assert pseudo_header(*packed, 17, 1234) % 0xFFFF == sum_of_rfc_1071(written) % 0xFFFF
+
+
+@given(
+    data=st.one_of(st.binary(max_size=3000), st.integers(0, 3000).map(bytes)),
+    size=st.integers(1, 800).map(lambda half: 2 * half),
+)
+def test_the_sums_of_many_pieces_are_those_of_each(data: bytes, size: int) -> None:
+    """As numbers of ones' complement; and 0 for nothing but zeros, alone."""
+    sums = partial_each(data, size)
+    pieces = [data[start : start + size] for start in range(0, len(data) - size + 1, size)]
+    assert [total % 0xFFFF for total in sums] == [partial(piece) % 0xFFFF for piece in pieces]
+    assert [total == 0 for total in sums] == [not any(piece) for piece in pieces]

@@ -146,3 +146,30 @@ def test_any_content_is_framed_and_padded(size: int) -> None:
     wire = framed(GUEST_MAC, GATEWAY_MAC, 0x0800, b"a" * size)
     expected = GUEST_MAC + GATEWAY_MAC + b"\x08\0" + b"a" * size + bytes(max(0, 46 - size))
     assert wire == len(expected).to_bytes(4, "big") + expected
+
+
+@given(
+    data=st.one_of(st.binary(min_size=1, max_size=5000), st.integers(1, 5000).map(bytes)),
+    size=st.integers(44, 750).map(lambda half: 2 * half),
+    sequence=st.sampled_from([0, 77, (1 << 32) - 1, (1 << 32) - 1500]),
+    flags=st.sampled_from([ACK, ACK | PSH]),
+    offset=st.integers(0, 3),
+)
+def test_many_segments_at_once_are_those_made_one_by_one(
+    data: bytes, size: int, sequence: int, flags: int, offset: int
+) -> None:
+    """To the bit, at every size, alignment and content; only the last one has PSH."""
+    made = SegmentTemplate(GUEST_MAC, GATEWAY_MAC, HOST, 443, GUEST, 40000)
+    payload = memoryview(b"x" * offset + data)[offset:]
+    at_once: list[Buffer] = []
+    one_by_one: list[Buffer] = []
+    count = made.append_each(at_once, sequence, 99, flags, 512, payload, size)
+    expected = 0
+    for start in range(0, len(data), size):
+        piece = payload[start : start + size]
+        last = start + size >= len(data)
+        number = (sequence + start) % (1 << 32)
+        pushed = flags if last else flags & ~PSH
+        expected += made.append(one_by_one, number, 99, pushed, 512, piece)
+    assert b"".join(at_once) == b"".join(one_by_one)
+    assert count == expected == sum(map(len, at_once))

@@ -12,7 +12,7 @@ from qemu_usernat.nat.tcp.sender import Sender
 from qemu_usernat.nat.tcp.sinks import GuestWire
 from qemu_usernat.primitives.sequence import add
 from qemu_usernat.primitives.time import MS, NEVER
-from qemu_usernat.wire.packets import ACK, RST, SYN, Buffer
+from qemu_usernat.wire.packets import ACK, RST, SYN
 from qemu_usernat.wire.tcp_options import selective_option
 
 DELAYED_ACK = 5 * MS
@@ -39,18 +39,20 @@ class Output:
         if self.owed_at == NEVER:
             self.owed_at = now + DELAYED_ACK
 
-    def data(self, position: int, payload: Buffer, flags: int) -> None:
-        """Octets, or our FIN; the sender's `Transmit`."""
+    def data(self, position: int, payload: memoryview, flags: int) -> None:
+        """Octets, as one segment or as many as they need, or our FIN; the sender's `Transmit`."""
         self.owed = False
         self.owed_at = NEVER
-        receiver = self.receiver
-        self.wire.send(
-            self.sender.sequence_of(position),
-            receiver.next_sequence,
-            flags | ACK,
-            receiver.window(),
-            payload,
-        )
+        sender, receiver = self.sender, self.receiver
+        sequence = sender.sequence_of(position)
+        window = receiver.window()
+        if len(payload) <= sender.maximum_segment_size:
+            self.wire.send(sequence, receiver.next_sequence, flags | ACK, window, payload)
+        else:
+            size = sender.maximum_segment_size
+            self.wire.send_each(
+                sequence, receiver.next_sequence, flags | ACK, window, payload, size
+            )
 
     def ack(self) -> None:
         """An acknowledgment alone; it also tells what came beyond a gap, or came twice."""

@@ -55,9 +55,13 @@ _start = itemgetter(0)
 
 
 class Transmit(Protocol):
-    """How the sender puts a segment on the wire; the flow adds ports, ACK and window."""
+    """How the sender puts octets on the wire, in segments of the maximum size; `flags` are the
+    last one's. The flow adds ports, ACK and window."""
 
-    def __call__(self, position: int, payload: Buffer, flags: int) -> None: ...
+    def __call__(self, position: int, payload: memoryview, flags: int) -> None: ...
+
+
+NOTHING = memoryview(b"")
 
 
 @define
@@ -127,7 +131,8 @@ class Sender:
     ) -> None:
         """The guest's SYN has come, with what it offers; None and False where it does not."""
         offered = max(maximum_segment_size or MSS_DEFAULT, MSS_MINIMUM)
-        self.maximum_segment_size = min(offered, self.maximum_segment_size)
+        # Even, so that the checksums of many segments can be summed at once.
+        self.maximum_segment_size = min(offered, self.maximum_segment_size) & ~1
         self.scale = min(window_scale or 0, SCALE_MAXIMUM)
         self.selective = selective
         self.congestion = self.control(self.maximum_segment_size)
@@ -186,12 +191,12 @@ class Sender:
         if not self.scoreboard.lost:
             limit = min(self.end, self._limit())
             while self.next < limit:
-                length = self._send_one(self.next, limit, transmit)
+                length = self._send_new(limit, transmit)
                 if not length:
                     break
                 self.next += length
             if self.fin_queued and self.next == self.end and self._may_send_fin():
-                transmit(self.end, b"", FIN)
+                transmit(self.end, NOTHING, FIN)
                 self.next += 1
         if self.next > first:
             self.scoreboard.sent(first, self.next, now)
@@ -204,17 +209,23 @@ class Sender:
         # A FIN into a closed window, with nothing else in flight, is its own probe.
         return self.window_edge > self.end or self.acknowledged == self.next
 
-    def _send_one(self, position: int, limit: int, transmit: Transmit) -> int:
-        """Send one segment that starts at `position`; its length, or 0 to avoid a silly one."""
+    def _send_new(self, limit: int, transmit: Transmit) -> int:
+        """Send the octets from `next` on that lie in one chunk; how many, or 0 to avoid a silly
+        segment at the end of the window (RFC 9293, 3.8.6.2.1)."""
+        position = self.next
         start, chunk = self._chunk_at(position)
         offset = position - start
-        length = min(self.maximum_segment_size, len(chunk) - offset, limit - position)
-        short_of_window = length == limit - position and limit < self.end
-        if short_of_window and length < self.maximum_segment_size and position > self.acknowledged:
-            return 0
-        stop = position + length
-        payload = chunk if length == len(chunk) else chunk[offset : offset + length]
-        transmit(position, payload, PSH if stop == limit else 0)
+        length = len(chunk) - offset
+        pushed = 0
+        if length >= limit - position:
+            length = limit - position
+            pushed = PSH
+            rest = length % self.maximum_segment_size
+            if limit < self.end and rest and (length > rest or position > self.acknowledged):
+                length -= rest
+                if not length:
+                    return 0
+        transmit(position, chunk[offset : offset + length], pushed)
         return length
 
     def _chunk_at(self, position: int) -> tuple[int, memoryview]:
@@ -231,7 +242,7 @@ class Sender:
         """
         self.counters.count("tcp.retransmitted")
         if start == self.end:
-            transmit(start, b"", FIN)
+            transmit(start, NOTHING, FIN)
             stop = start + 1
         else:
             position, chunk = self._chunk_at(start)

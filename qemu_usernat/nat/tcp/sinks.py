@@ -21,6 +21,17 @@ class GuestWire(Protocol):
         options: bytes = b"",
     ) -> None: ...
 
+    def send_each(
+        self,
+        sequence: int,
+        acknowledgment: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        size: int,
+    ) -> None:
+        """`payload` in segments of `size` octets; `flags` are the last one's."""
+
     def refuse(self, code: int, now: float) -> None:
         """ICMP destination unreachable with `code`, quoting the guest's SYN."""
 

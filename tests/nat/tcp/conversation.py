@@ -106,6 +106,25 @@ class Line:
             self._check_promises(segment, 1 << scale)
         self.segments.append(segment)
 
+    def send_each(
+        self,
+        sequence: int,
+        acknowledgment: int,
+        flags: int,
+        window: int,
+        payload: memoryview,
+        size: int,
+    ) -> None:
+        for start in range(0, len(payload), size):
+            last = start + size >= len(payload)
+            self.send(
+                add(sequence, start),
+                acknowledgment,
+                flags if last else flags & ~PSH,
+                window,
+                payload[start : start + size],
+            )
+
     def _check_promises(self, segment: Segment, unit: int) -> None:
         assert segment.ack >= self.acknowledged, "an acknowledgment taken back"
         self.acknowledged = segment.ack

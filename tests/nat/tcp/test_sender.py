@@ -13,7 +13,7 @@ from qemu_usernat.nat.tcp.sender import RETRANSMISSIONS_MAXIMUM, Sender
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import MODULUS, add
 from qemu_usernat.primitives.time import NEVER
-from qemu_usernat.wire.packets import FIN, PSH, Buffer
+from qemu_usernat.wire.packets import FIN, PSH
 
 MSS = 1000
 STREAM = random.Random(6298).randbytes(1 << 20)
@@ -28,8 +28,11 @@ class Bench:
     sent: list[tuple[int, bytes, int]] = field(factory=list)
     ack_number: int = 0
 
-    def transmit(self, position: int, payload: Buffer, flags: int) -> None:
-        self.sent.append((position, bytes(payload), flags))
+    def transmit(self, position: int, payload: memoryview, flags: int) -> None:
+        for start in range(0, len(payload) or 1, MSS):
+            last = start + MSS >= len(payload)
+            piece = bytes(payload[start : start + MSS])
+            self.sent.append((position + start, piece, flags if last else flags & ~PSH))
 
     def host_says(self, length: int) -> int:
         """At most `length` octets, as many as there is room for."""
