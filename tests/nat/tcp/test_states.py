@@ -1,11 +1,15 @@
 """The tables of the TCP flow hold together, and the flow can do nothing that is not in them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
+from qemu_usernat.nat.tcp import flow as flow_module
+from qemu_usernat.nat.tcp import guest_half
+from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
+from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import (
     DUTIES,
     GUEST_FINISHED,
@@ -22,9 +26,13 @@ from qemu_usernat.nat.tcp.states import (
     GuestState,
     HostEvent,
     HostState,
+    Transition,
 )
+from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import InternalError
-from tests.nat.tcp.conversation import Conversation
+from qemu_usernat.primitives.time import HOUR
+from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, TcpSegment
+from tests.nat.tcp.conversation import KEY, SECRET, Conversation, Line, in_state
 
 G, H = GuestState, HostState
 StateT = TypeVar("StateT", bound=Enum)
@@ -186,3 +194,91 @@ def test_what_is_over_owes_nothing() -> None:
     for guest in GUEST_GONE:
         for host in set(HostState) - HOST_HOLDS_SOCKET:
             assert DUTIES[guest, host] == ()
+
+
+class Recorder(dict[tuple[Any, Any], Any]):
+    """A table that remembers which of its rows were taken."""
+
+    def __init__(self, table: Mapping[tuple[Any, Any], Any]) -> None:
+        super().__init__(table)
+        self.taken: set[tuple[Any, Any]] = set()
+
+    def get(self, key: tuple[Any, Any], default: Any = None) -> Any:
+        self.taken.add(key)
+        return super().get(key, default)
+
+
+GUEST_STORIES: dict[GuestEvent, Callable[[Conversation], None]] = {
+    GuestEvent.SYN_ANSWERED: lambda talk: talk.host.connects(),
+    GuestEvent.SYN_ACKED: lambda talk: talk.guest.sends(ACK),
+    GuestEvent.SYN_ACCEPTED: lambda talk: talk.guest.sends(SYN | ACK),
+    GuestEvent.SYN_CROSSED: lambda talk: talk.guest.sends(SYN),
+    GuestEvent.FIN_RECEIVED: lambda talk: talk.guest.sends(FIN | ACK, ack=talk.flow.sender.end),
+    GuestEvent.FIN_SENT: lambda talk: talk.host.ends(),
+    GuestEvent.FIN_ACKED: lambda talk: talk.guest.sends(ACK),
+    GuestEvent.RST_RECEIVED: lambda talk: talk.guest.sends(RST | ACK),
+    GuestEvent.TIME_WAIT_OVER: lambda talk: talk.advance(TIME_WAIT),
+}
+"""What brings each event about, from outside."""
+
+
+def abort(talk: Conversation) -> None:
+    """The server breaks the connection; where it has no socket any more, the guest falls silent."""
+    talk.host.fails()
+    talk.advance(HOUR)
+
+
+@pytest.mark.parametrize("row", GUEST_TRANSITIONS, ids=lambda row: f"{row.state} {row.event}")
+def test_each_row_of_the_guest_half_is_taken_by_a_conversation(
+    row: Transition[GuestState, GuestEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row is there for completeness: guests, servers and time make each of them happen."""
+    talk = in_state(row.state)
+    taken = Recorder(GUEST_TABLE)
+    monkeypatch.setattr(guest_half, "GUEST_TABLE", taken)
+    GUEST_STORIES.get(row.event, abort)(talk)
+    assert (row.state, row.event) in taken.taken
+
+
+def host_in(state: HostState) -> Conversation:
+    """A conversation whose host half has come to `state`."""
+    if state in (H.IDLE, H.DIALING):
+        return Conversation()
+    talk = Conversation.open()
+    if state is H.READ_EOF:
+        talk.host.ends()
+    elif state is H.WRITE_SHUT:
+        talk.guest.sends(FIN | ACK)
+    assert talk.flow.host_state is state
+    return talk
+
+
+HOST_STORIES: dict[HostEvent, Callable[[Conversation], None]] = {
+    HostEvent.CONNECTED: lambda talk: talk.host.connects(),
+    HostEvent.FAILED: lambda talk: talk.host.fails(),
+    HostEvent.EOF: lambda talk: talk.host.ends(),
+    HostEvent.SHUT: lambda talk: talk.guest.sends(FIN | ACK),
+    HostEvent.DROPPED: lambda talk: talk.guest.sends(RST | ACK),
+}
+
+
+@pytest.mark.parametrize("row", HOST_TRANSITIONS, ids=lambda row: f"{row.state} {row.event}")
+def test_each_row_of_the_host_half_is_taken_by_a_conversation(
+    row: Transition[HostState, HostEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for the guest half; a flow that nobody has dialled for yet is the owner's to fail."""
+    taken = Recorder(HOST_TABLE)
+    if row.state is H.IDLE:
+        monkeypatch.setattr(flow_module, "HOST_TABLE", taken)
+        if row.event is HostEvent.FAILED:
+            settings = TcpSettings(1500, SECRET)
+            syn = TcpSegment(40000, 80, 0, 0, SYN, 65535)
+            flow = open_flow(KEY, syn, Line(0, 0, 0), settings, Counters(), 0.0)
+            flow.on_host_failed(None, 0.0)
+        else:
+            Conversation(calling=row.event is HostEvent.ACCEPTED)
+    else:
+        talk = host_in(row.state)
+        monkeypatch.setattr(flow_module, "HOST_TABLE", taken)
+        HOST_STORIES[row.event](talk)
+    assert (row.state, row.event) in taken.taken
