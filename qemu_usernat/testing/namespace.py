@@ -29,6 +29,8 @@ from qemu_usernat.testing import tap
 QUEUE_LENGTH = 20_000
 """Frames queued at the device: a TAP drops what a virtio queue would hold back."""
 
+ARP_PROBES = 20  # one a second, before a neighbour counts as unreachable
+
 SOCKET_TIMEOUT = 30.0  # seconds; a test that hangs shall fail instead
 END_TIMEOUT = 5.0  # seconds
 
@@ -107,6 +109,9 @@ class NamespaceGuest:
             # No address for IPv6 means no router solicitations between the frames of a test.
             f"link set {tap.DEVICE} addrgenmode none",
             f"link set {tap.DEVICE} mtu {self.mtu} txqueuelen {QUEUE_LENGTH} up",
+            # Where a tenth of the frames is lost, three questions are too few now and then.
+            f"ntable change name arp_cache dev {tap.DEVICE} mcast_probes {ARP_PROBES}",
+            f"ntable change name arp_cache dev {tap.DEVICE} ucast_probes {ARP_PROBES}",
         ]
         if self.address is not None:
             commands.append(f"address add {self.address} dev {tap.DEVICE}")

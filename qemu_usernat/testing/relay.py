@@ -5,9 +5,9 @@ and time in, octets out), `Relay` runs a process that carries between two socket
 wire each way. All chance comes from one seed, so the same frames meet the same fate.
 
 Each harm does one thing. Delay and jitter keep the order, as a queue does; reordering holds a
-frame back while others overtake it; corruption turns one bit of the packet inside the frame, and
-leaves the Ethernet header alone: on real Ethernet its checksum guards that, and on this wire
-nothing would. Nothing else is ever lost: where one side does not read, the other is held back.
+frame back while others overtake it; corruption turns one bit of an IPv4 packet inside its frame,
+and leaves the Ethernet header and ARP alone: on real Ethernet its checksum guards these, and on
+this wire nothing would. Nothing else is lost: where one side does not read, the other is held back.
 
 It should cost as little as it can, for whoever measures over it measures it, too. So it is a
 process of its own, harmless frames travel together as they came, and which frame is next to be
@@ -38,7 +38,9 @@ BACKLOG_LIMIT = 4 << 20  # bytes waiting for a side that does not read, before t
 SOCKET_BUFFER = 2 << 20  # bytes that the kernel may hold, as `qemu.link.SEND_BUFFER`
 END_TIMEOUT = 5.0  # seconds
 LENGTH = Struct(">I")
+IPV4 = b"\x08\x00"  # ethertype
 
+_ETHERTYPE = slice(LENGTH.size + 12, LENGTH.size + 14)
 _IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux)
 
 
@@ -142,8 +144,9 @@ class HarmfulWire:
         if "lost" in hit:
             self.counts["lost"] += 1
             return
-        self.counts.update(hit)
-        if "corrupted" in hit:
+        self.counts.update(hit - {"corrupted"})
+        if "corrupted" in hit and frame[_ETHERTYPE] == IPV4:
+            self.counts["corrupted"] += 1
             frame = self._bent(frame)
         self._pass(frame * 2 if "repeated" in hit else frame, now, held="reordered" in hit)
 

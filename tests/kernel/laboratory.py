@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -133,6 +134,17 @@ class ServerProcess:
     def words(self) -> str:
         """Its log."""
         return (self.folder / "server.log").read_text()
+
+    def report(self) -> Counter[str]:
+        """What it has counted, and what is live, by the names that it logs at SIGUSR1."""
+        before = self._reports()
+        self.process.send_signal(signal.SIGUSR1)
+        until(lambda: len(self._reports()) > len(before), "a report")
+        numbers = re.findall(r"(\S+)=(\d+)", self._reports()[-1])
+        return Counter({name: int(number) for name, number in numbers})
+
+    def _reports(self) -> list[str]:
+        return re.findall(r"\] report .*\n", self.words())
 
     def descriptors(self) -> int:
         """How many it holds."""

@@ -7,6 +7,7 @@ from collections import Counter
 from qemu_usernat.testing.relay import (
     BACKLOG_LIMIT,
     ETHERNET_HEADER,
+    IPV4,
     LENGTH,
     REORDER_TIME,
     Harm,
@@ -15,7 +16,7 @@ from qemu_usernat.testing.relay import (
 )
 
 MIB = 1 << 20
-FRAMES = [number.to_bytes(2, "big") * 50 for number in range(2000)]
+FRAMES = [bytes(12) + IPV4 + number.to_bytes(2, "big") * 43 for number in range(2000)]
 
 
 def framed(frames: list[bytes]) -> bytes:
@@ -113,6 +114,14 @@ def test_corruption_is_one_bit_behind_the_ethernet_header() -> None:
         difference = int.from_bytes(was, "big") ^ int.from_bytes(now, "big")
         assert difference.bit_count() == 1
         assert was[:ETHERNET_HEADER] == now[:ETHERNET_HEADER]
+
+
+def test_what_has_no_checksum_of_its_own_is_not_corrupted() -> None:
+    """A wrong address that ARP had told would be believed for minutes."""
+    wire, stream = HarmfulWire(Harm(corrupt=1.0), 1), framed([bytes(12) + b"\x08\x06" + bytes(28)])
+    wire.take(memoryview(stream), 0.0)
+    assert wire.leave(0.0) == [stream]
+    assert not wire.counts["corrupted"]
 
 
 def test_jitter_delays_and_keeps_the_order() -> None:
