@@ -196,9 +196,11 @@ class Laboratory:
         wire = connect_unix((server or self.server(mtu)).path)
         return self.ends.enter_context(NamespaceGuest(wire, mtu, address))
 
-    def harmed_guest(self, mtu: int, harm: Harm, seed: int = 1) -> tuple[NamespaceGuest, Relay]:
+    def harmed_guest(
+        self, mtu: int, harm: Harm, seed: int = 1, server: ServerProcess | None = None
+    ) -> tuple[NamespaceGuest, Relay]:
         """A guest whose wire does the same harm both ways."""
-        wire, relay = self._harmed_wire(connect_unix(self.server(mtu).path), harm, seed)
+        wire, relay = self._harmed_wire(connect_unix((server or self.server(mtu)).path), harm, seed)
         return self.ends.enter_context(NamespaceGuest(wire, mtu)), relay
 
     def _harmed_wire(
@@ -234,9 +236,11 @@ class Laboratory:
         theirs.settimeout(SOCKET_TIMEOUT)
         return ours, self.ends.enter_context(theirs)
 
-    def connection(self, condition: Condition, seed: int = 1) -> Connection:
+    def connection(
+        self, condition: Condition, seed: int = 1, server: ServerProcess | None = None
+    ) -> Connection:
         """One connection from a guest of its own, through us."""
-        guest, relay = self.harmed_guest(condition.mtu, condition.harm, seed)
+        guest, relay = self.harmed_guest(condition.mtu, condition.harm, seed, server)
         return Connection(*self.pair(guest, condition), relay)
 
     def bare_connection(self, condition: Condition, seed: int = 1) -> Connection:

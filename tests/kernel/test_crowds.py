@@ -158,6 +158,7 @@ def test_a_frozen_guest_costs_no_memory(lab: Laboratory) -> None:
             theirs.send(bytes(MIB))
             silent_since = time.monotonic()
     assert server.resident() - resident < 8 * MIB
+    assert server.report()["link.queue_full"] == 0
     guest.resume_reading()
 
 

@@ -181,8 +181,9 @@ def test_who_does_not_read_holds_the_other_back() -> None:
     guest, relays_guest = socket.socketpair()
     server, relays_server = socket.socketpair()
     stream = memoryview(framed(FRAMES) * (5 * BACKLOG_LIMIT // len(framed(FRAMES))))
-    with guest, server, Relay(relays_guest, relays_server):
-        guest.settimeout(0.2)
+    with guest, server, Relay(relays_guest, relays_server) as relay:
+        relay.counts()  # it runs
+        guest.settimeout(0.5)
         server.settimeout(5)
         sent = 0
         with contextlib.suppress(TimeoutError):
