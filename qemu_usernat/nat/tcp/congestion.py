@@ -29,10 +29,11 @@ class CongestionControl(Protocol):
         """Octets were acknowledged while the window was in use and nothing was being repaired;
         `round_trip` is the smoothed one in seconds."""
 
-    def on_loss(self, in_flight: int, now: float) -> None:
-        """Something was lost, for the first time in this flight."""
+    def on_loss(self, flight: int, now: float) -> None:
+        """Something was lost, for the first time in this flight; `flight` is RFC 5681's
+        FlightSize in octets: all that is not acknowledged, within the window."""
 
-    def on_timeout(self, in_flight: int, now: float) -> None:
+    def on_timeout(self, flight: int, now: float) -> None:
         """Nothing came back at all."""
 
 
@@ -51,10 +52,10 @@ class Unlimited:
         if self.window < FLIGHT_MAXIMUM:
             self.window = min(self.window + gained, FLIGHT_MAXIMUM)
 
-    def on_loss(self, in_flight: int, now: float) -> None:
+    def on_loss(self, flight: int, now: float) -> None:
         pass
 
-    def on_timeout(self, in_flight: int, now: float) -> None:
+    def on_timeout(self, flight: int, now: float) -> None:
         self.window = self.segment
 
 
@@ -83,13 +84,13 @@ class Reno:
             grown = self.window + max(1, self.segment * gained // self.window)
             self.window = min(grown, FLIGHT_MAXIMUM)
 
-    def on_loss(self, in_flight: int, now: float) -> None:
+    def on_loss(self, flight: int, now: float) -> None:
         """RFC 5681, 3.2, equation 4; RFC 6675, 5, step 4.2."""
-        self.threshold = self.window = max(in_flight // 2, 2 * self.segment)
+        self.threshold = self.window = max(flight // 2, 2 * self.segment)
 
-    def on_timeout(self, in_flight: int, now: float) -> None:
+    def on_timeout(self, flight: int, now: float) -> None:
         """One segment, and slow start up to half (RFC 5681, 3.1)."""
-        self.threshold = max(in_flight // 2, 2 * self.segment)
+        self.threshold = max(flight // 2, 2 * self.segment)
         self.window = self.segment
 
 
@@ -109,6 +110,7 @@ class Cubic:
     """W_max: the window at the last loss, in segments."""
     _epoch: float | None = None
     """When this stage of congestion avoidance began."""
+    _grown_at: float = 0.0
     _epoch_window: float = 0.0
     _reno_window: float = 0.0
     """W_est: where Reno would be, in segments."""
@@ -128,6 +130,10 @@ class Cubic:
             self._epoch = now
             self._epoch_window = self._reno_window = window
             self._largest = max(self._largest, window)
+        else:
+            # A time in which the window was not in use does not count (RFC 9438, 4.2 and 5.8).
+            self._epoch += max(0.0, now - self._grown_at - round_trip)
+        self._grown_at = now
         target = min(max(self._cubic(now + round_trip), window), 1.5 * window)
         acked = gained / self.segment
         # From W_max on Reno adds a whole segment a round trip (RFC 9438, 4.3).
@@ -146,18 +152,19 @@ class Cubic:
         period = ((self._largest - self._epoch_window) / CUBIC_C) ** (1 / 3)
         return float(CUBIC_C * (when - self._epoch - period) ** 3 + self._largest)
 
-    def on_loss(self, in_flight: int, now: float) -> None:
+    def on_loss(self, flight: int, now: float) -> None:
         """RFC 9438, 4.6 and 4.7: with fast convergence, room is left to newcomers."""
         window = self.window / self.segment
         self._largest = window * (1 + CUBIC_BETA) / 2 if window < self._largest else window
         self._epoch = None
-        self.threshold = max(int(in_flight * CUBIC_BETA), 2 * self.segment)
+        self.threshold = max(int(flight * CUBIC_BETA), 2 * self.segment)
         self.window = self.threshold
 
-    def on_timeout(self, in_flight: int, now: float) -> None:
-        """RFC 9438, 4.8."""
-        self.on_loss(in_flight, now)
+    def on_timeout(self, flight: int, now: float) -> None:
+        """RFC 9438, 4.8: what was before says nothing of the path that is there now."""
+        self.on_loss(flight, now)
         self.window = self.segment
+        self._largest = 0.0
 
 
 CONTROLS: dict[str, Callable[[int], CongestionControl]] = {

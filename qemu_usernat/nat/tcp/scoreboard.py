@@ -20,6 +20,10 @@ from attrs import define, field
 
 from qemu_usernat.primitives.time import NEVER
 
+RUNS_MAXIMUM = 4096
+"""Runs beyond which no flight is begun, and none is cut in two by what the guest says it has: a
+server that writes octet by octet, or a guest that has every second one, costs no more objects."""
+
 
 class Fate(Enum):
     """What is known of octets that were sent."""
@@ -82,28 +86,47 @@ class Scoreboard:
     """Of all that has arrived, the time of what was sent last: RACK.xmit_ts."""
     _newest_end: int = 0
     _newest_round_trip: float = 0.0
+    """RACK.rtt."""
+    _heard_at: float = -NEVER
+    """When that was measured."""
 
     # -- what is sent
 
     def sent(self, start: int, end: int, now: float) -> None:
         """The octets after all others are sent for the first time."""
         self._runs.append(Run(start, end, now, False))
-        self._transmissions.append(Transmission(start, end, now))
+        self._transmitted(start, end, now)
         self.in_flight += end - start
 
     def sent_again(self, start: int, end: int, now: float) -> None:
         """Octets of one run are sent once more, be they lost or not."""
+        runs = self._runs
         index = self._cut(start)
         self._cut(end)
-        run = self._runs[index]
+        run = runs[index]
         self._take_from_sum(run)
-        run.fate = IN_FLIGHT
-        run.repeated = True
-        run.sent_at = now
         self.in_flight += end - start
         if self._lost_from == start:
             self._lost_from = end
-        self._transmissions.append(Transmission(start, end, now))
+        before = runs[index - 1] if index else None
+        if before and before.sent_at == now and before.repeated and before.fate is IN_FLIGHT:
+            before.end = end  # the same burst
+            del runs[index]
+        else:
+            runs[index] = Run(start, end, now, True)
+        self._transmitted(start, end, now)
+
+    def _transmitted(self, start: int, end: int, now: float) -> None:
+        transmissions = self._transmissions
+        if transmissions and transmissions[-1].end == start and transmissions[-1].sent_at == now:
+            transmissions[-1].end = end
+        else:
+            transmissions.append(Transmission(start, end, now))
+
+    @property
+    def full(self) -> bool:
+        """Whether the octets in flight are in as many runs as may be."""
+        return len(self._runs) >= RUNS_MAXIMUM
 
     def first_lost(self) -> tuple[int, int]:
         """The first of the lost octets: (start, end)."""
@@ -151,6 +174,11 @@ class Scoreboard:
             repeated = repeated or run.repeated
             run.start += part
         del runs[:ended]
+        transmissions = self._transmissions
+        while transmissions and transmissions[0].end <= position:
+            transmissions.popleft()
+        if not runs:
+            self.judge_at = NEVER
         return None if repeated else sample
 
     def selected(self, start: int, end: int, now: float) -> int:
@@ -160,7 +188,8 @@ class Scoreboard:
         before = self.delivered
         while index < len(runs) and runs[index].start < end:
             run = runs[index]
-            if run.end <= start or run.fate is DELIVERED:
+            within = start <= run.start and run.end <= end
+            if run.end <= start or run.fate is DELIVERED or (self.full and not within):
                 index += 1
                 continue
             if run.start < start:
@@ -193,8 +222,10 @@ class Scoreboard:
         ):
             self._newest_sent_at = run.sent_at
             self._newest_end = end
-        # The most recent round trip, whatever it was sampled from: the path as it is now.
-        self._newest_round_trip = round_trip
+        # The path as it is now: of all that is told at one moment, what was sent last.
+        if now > self._heard_at or round_trip < self._newest_round_trip:
+            self._newest_round_trip = round_trip
+        self._heard_at = now
 
     # -- what is lost
 

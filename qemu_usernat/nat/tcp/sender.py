@@ -118,8 +118,12 @@ class Sender:
     """The repair began with a timeout: the window grows again meanwhile."""
     _tail_probed: int | None = None
     """One past the octets that the tail probe repeated."""
+    _tail_flight: int = 0
+    """What was in flight then."""
     _patience_steps: int = 1
     _patience_rounds: int = 0
+    _patience_widened: int = 0
+    """SND.NXT when it was last made wider: once a round trip (RFC 8985, 6.2, 4)."""
 
     def begin(
         self,
@@ -146,7 +150,7 @@ class Sender:
 
         Zero rather than a silly few while more window is on its way (RFC 9293, 3.8.6.2.1).
         """
-        if self.next != self.end or self.scoreboard.lost:
+        if self.next != self.end or self.scoreboard.lost or self.scoreboard.full:
             return 0
         usable = self._limit() - self.next
         if usable >= self.maximum_segment_size:
@@ -185,6 +189,8 @@ class Sender:
 
     def pump(self, transmit: Transmit, now: float) -> None:
         """Send what may be sent: what was lost, octets that are new, then our FIN."""
+        if self._tail_probed is not None and self.acknowledged > self._tail_probed:
+            self._tail_was_lost(now)
         if self.next > self.acknowledged:
             self._repair(transmit, now)
         first = self.next
@@ -279,7 +285,8 @@ class Sender:
         edge = position + size
         changed = edge != self.window_edge
         if self.window_edge <= self.acknowledged < edge and self._slow:
-            self.scoreboard.lose_everything()  # probes into a closed window are not on their way
+            # What was repeated into a closed window, as a probe, is not on its way.
+            self.scoreboard.lose_first(self.maximum_segment_size)
         self.window_edge = edge
         if size:
             self._probe_steps = 0
@@ -323,8 +330,6 @@ class Sender:
             arrived = gained // self.maximum_segment_size - 1
             self._duplicate_acks = max(0, self._duplicate_acks - max(0, arrived))
             self.scoreboard.lose_first(self.maximum_segment_size)
-        if self._tail_probed is not None and position > self._tail_probed:
-            self._tail_was_lost(now)
 
     def on_duplicate_acknowledgment(self, now: float) -> None:
         """An ACK of SND.UNA again, with nothing else in it: a segment has arrived beyond a gap."""
@@ -365,9 +370,9 @@ class Sender:
         """Repeat what is lost, as far as the congestion window goes."""
         scoreboard = self.scoreboard
         if self.selective:
-            in_flight = scoreboard.in_flight
-            if scoreboard.judge(self._patience(), now) and self._recovery_point is None:
-                self._begin_repair(now, in_flight)
+            news = scoreboard.judge(self._patience(), now)
+            if news and self._recovery_point is None:
+                self._begin_repair(now)
         while scoreboard.lost:
             start, end = scoreboard.first_lost()
             if start >= self.window_edge:
@@ -389,9 +394,14 @@ class Sender:
             return self.round_trip.timeout
         return min(smallest / 4 * self._patience_steps, self.round_trip.smoothed or NEVER)
 
-    def _begin_repair(self, now: float, in_flight: int | None = None) -> None:
+    def _flight_size(self) -> int:
+        """What the window was used for (RFC 5681, 2): with what is lost, or beyond a gap, but
+        without what went out in the place of these."""
+        return min(self.next - self.acknowledged, self.congestion.window)
+
+    def _begin_repair(self, now: float) -> None:
         self.counters.count("tcp.loss_recovery")
-        self.congestion.on_loss(self.scoreboard.in_flight if in_flight is None else in_flight, now)
+        self.congestion.on_loss(self._flight_size(), now)
         self._recovery_point = self.next
         self._slow = False
 
@@ -410,8 +420,10 @@ class Sender:
         self.counters.count("tcp.repeated_needlessly")
         if end == self._tail_probed:
             self._tail_probed = None  # the probe was, too: nothing was lost
-        self._patience_steps = min(self._patience_steps + 1, PATIENCE_STEPS_MAXIMUM)
-        self._patience_rounds = PATIENCE_ROUNDS
+        if self.acknowledged >= self._patience_widened:
+            self._patience_widened = self.next
+            self._patience_steps = min(self._patience_steps + 1, PATIENCE_STEPS_MAXIMUM)
+            self._patience_rounds = PATIENCE_ROUNDS
 
     # -- time
 
@@ -427,7 +439,7 @@ class Sender:
             return False
         self.round_trip.back_off()
         if self.retransmissions == 1:  # and not one more of the same silence (RFC 5681, 3.1)
-            self.congestion.on_timeout(self.scoreboard.in_flight, now)
+            self.congestion.on_timeout(self._flight_size(), now)
         if self.scoreboard.lose_everything():
             self.counters.count("tcp.reneged")
         self._recovery_point = self.next
@@ -473,13 +485,15 @@ class Sender:
                 self._chunk_at(self.end - 1)[0],
             )
         self._tail_probed = self.next
+        self._tail_flight = self._flight_size()
         self._send_again(start, self.next, transmit, now)
         self.retransmit_at = now + self.round_trip.timeout
 
     def _tail_was_lost(self, now: float) -> None:
-        """The probe repaired a loss, which is one like any other (RFC 8985, 7.4)."""
+        """The probe repaired a loss, which is one like any other (RFC 8985, 7.4): beyond it
+        something was acknowledged, and nobody has said that it came twice."""
         self._tail_probed = None
-        self.congestion.on_loss(self.scoreboard.in_flight, now)
+        self.congestion.on_loss(self._tail_flight, now)
 
     def on_alive(self) -> None:
         """An acceptable ACK while the window is closed: the guest lives, keep probing it."""
