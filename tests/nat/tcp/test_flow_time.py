@@ -254,3 +254,21 @@ def test_an_early_repetition_gets_its_full_time() -> None:
     assert MSS in [len(segment.payload) for segment in talk.guest.loses_everything()]
     talk.advance(0.15)
     assert talk.counters["tcp.retransmission_timeout"] == 0
+
+
+def test_a_long_silence_counts_as_one_loss() -> None:
+    """RFC 5681, 3.1: however often its timer rings, half of what was in flight is what is left."""
+    talk = Conversation.open(congestion="reno", window=65535)
+    talk.host.says(bytes(10 * MSS))
+    assert len(talk.guest.loses_everything()) == 10
+    talk.advance(1.5)
+    assert talk.counters["tcp.retransmission_timeout"] == 3
+    talk.guest.loses_everything()
+    talk.guest.expects = 10 * MSS
+    talk.guest.sends(ACK)
+    talk.host.says(bytes(100 * MSS))
+    bursts = []
+    for _ in range(4):
+        bursts.append(len(talk.guest.gets_stream()) // MSS)
+        talk.guest.sends(ACK)
+    assert bursts == [5, 6, 7, 8], "half of ten, and one more each round"
