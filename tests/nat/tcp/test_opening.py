@@ -2,10 +2,12 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.opening import initial_sequence
+from qemu_usernat.nat.tcp.opening import TcpSettings, initial_sequence, open_flow
 from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE
-from qemu_usernat.primitives.sequence import MODULUS, difference
-from tests.nat.tcp.conversation import KEY, SECRET, Conversation
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.sequence import MODULUS, add, difference
+from qemu_usernat.wire.packets import SYN, TcpSegment
+from tests.nat.tcp.conversation import KEY, SECRET, Conversation, Line
 
 
 def test_the_initial_sequence_number_moves_on_every_4_us() -> None:
@@ -30,3 +32,14 @@ def test_initial_sequence_numbers_are_spread_over_the_whole_space() -> None:
 def test_our_windows_are_scaled_for_a_guest_that_knows_of_it(asked: int | None, used: int) -> None:
     """RFC 7323, 2.2: one that has not sent the option reads the field as it stands."""
     assert Conversation(scale=asked).flow.receiver.scale == used
+
+
+@pytest.mark.parametrize(("ahead", "moved"), [(1, False), (0, True), (-1, True), (-70_000, True)])
+def test_numbers_used_a_moment_ago_are_not_used_again(ahead: int, moved: bool) -> None:
+    """RFC 9293, 3.10.7.4 (MAY-2): the clock may be behind a connection that has said much."""
+    clocked = initial_sequence(KEY, SECRET, 1000.0)
+    beyond = add(clocked, -ahead)
+    syn = TcpSegment(KEY[1], KEY[3], 1, 0, SYN, 65535)
+    settings = TcpSettings(1500, SECRET)
+    flow = open_flow(KEY, syn, Line(1, 0, 0), settings, Counters(), 1000.0, beyond)
+    assert flow.sender.initial_sequence == (add(beyond, 65_537) if moved else clocked)
