@@ -28,6 +28,10 @@ TIME_WAIT = 10 * SECOND
 
 CHALLENGE_INTERVAL = 100 * MS  # RFC 5961, 7: challenge ACKs are limited, here for each flow
 
+SINGLE_ACKS = 64
+"""Segments acknowledged one by one after a gap: a wire that loses segments loses ACKs, too, and a
+guest that has slowed down to a few segments hears of each before its timer rings (measured)."""
+
 
 @define(eq=False)
 class GuestHalf:
@@ -47,6 +51,8 @@ class GuestHalf:
     """When our SYN left, if it left once: the first round trip that is measured."""
     _time_wait_until: float = NEVER
     _challenged_at: float = -NEVER
+    _single_acks: int = 0
+    """How many segments more are acknowledged one by one."""
 
     def __attrs_post_init__(self) -> None:
         options = syn_options(self.receiver.maximum_segment_size, WINDOW_SCALE, True)
@@ -99,7 +105,9 @@ class GuestHalf:
     def _answers_our_syn(self, acknowledgment: int, flags: int) -> bool:
         """First, second and fourth: whether the segment's SYN is to be taken."""
         if flags & ACK and self.sender.position_of(acknowledgment) != 0:
-            if not flags & RST:
+            if flags & RST:
+                self.counters.count("tcp.reset_out_of_window")
+            else:
                 self._refuse_handshake(acknowledgment)
             return False
         if flags & RST and flags & ACK:
@@ -233,6 +241,8 @@ class GuestHalf:
         if flags & RST:
             if held and offset in (0, -1):
                 self._move_guest(GuestEvent.RST_RECEIVED)
+            else:
+                self.counters.count("tcp.reset_out_of_window")
         elif not held or (flags & ACK and not flags & SYN):
             self.counters.count("tcp.not_expected")
             self.output.reset_stray(sequence, acknowledgment, flags, spans)
@@ -269,7 +279,7 @@ class GuestHalf:
             self._challenge(now)
         else:
             self.counters.count("tcp.time_wait")  # a reset ends nothing here (RFC 1337, 2)
-            if not flags & RST and not self._in_window(offset, spans):
+            if not flags & RST and (spans or not self._in_window(offset, spans)):
                 self._challenge(now)
 
     def _in_window(self, offset: int, spans: int) -> bool:
@@ -340,7 +350,10 @@ class GuestHalf:
         receiver, output = self.receiver, self.output
         gap = bool(receiver.out_of_order)
         if receiver.accept(sequence, payload, length):
-            if gap or not flags & PSH or length >= receiver.maximum_segment_size:
+            if self._single_acks and not flags & FIN:
+                self._single_acks -= 1
+                output.ack()
+            elif gap or not flags & PSH or length >= receiver.maximum_segment_size:
                 output.owed = True  # a gap is filled (RFC 5681, 4.2), or a full segment has come
             elif output.owed_at == NEVER:
                 output.owe_soon(now)
@@ -352,6 +365,7 @@ class GuestHalf:
             # Each is answered by an ACK of its own: the guest counts three of them before it
             # repeats what was lost, and waits for its timer otherwise (RFC 5681, 3.2 and 4.2).
             self.counters.count("tcp.out_of_order")
+            self._single_acks = SINGLE_ACKS
             output.ack()
 
     def _on_fin(self, in_order: bool) -> None:
