@@ -105,7 +105,6 @@ class Receiver:
         if start < self.position:
             self._duplicate = (start, min(end, self.position))
             view = view[self.position - start :]
-            start = self.position
         if not len(view):
             return False
         if start > self.position:
@@ -156,9 +155,7 @@ class Receiver:
     def _keep(self, start: int, view: memoryview) -> None:
         """Store the parts of `view` that are not stored yet."""
         runs = self.out_of_order
-        index = bisect_left(runs, (start,))
-        if index and runs[index - 1][0] + len(runs[index - 1][1]) > start:
-            index -= 1
+        index = max(0, bisect_left(runs, (start,)) - 1)
         cursor, end = start, start + len(view)
         fresh = False
         while cursor < end:
@@ -170,7 +167,6 @@ class Receiver:
                     runs[index - 1][1].extend(piece)  # segments after a gap are one run
                 elif len(runs) < OUT_OF_ORDER_RUNS:
                     runs.insert(index, (cursor, bytearray(piece)))
-                    index += 1
                 else:
                     return
                 cursor = gap_end
