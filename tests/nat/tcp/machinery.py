@@ -1,0 +1,141 @@
+"""What the state machines share: streams, a socket with troubles, and what holds of any flow.
+
+Nothing here draws anything: a machine decides what happens, and asks here whether it was right.
+"""
+
+import random
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.tcp.receiver import CAPACITY_MAXIMUM, OUT_OF_ORDER_RUNS, ROUNDING_ROOM
+from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
+from qemu_usernat.nat.tcp.scoreboard import DELIVERED, IN_FLIGHT, LOST
+from qemu_usernat.nat.tcp.sender import JOINED_BELOW
+from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState
+from qemu_usernat.wire.packets import Buffer
+from tests.nat.tcp.conversation import Line, Socket
+
+_RANDOM = random.Random(5961)
+FROM_GUEST = _RANDOM.randbytes(1 << 22)
+FROM_HOST = _RANDOM.randbytes(1 << 22)
+"""The two streams: without a period, so that an octet in the wrong place is seen."""
+
+R2 = 100.0  # seconds; RFC 9293, 3.8.3: nobody is given up sooner
+ACK_DELAY_MAXIMUM = 0.5  # seconds; RFC 9293, 3.8.6.3
+
+CALLS = ("send", "shutdown", "watch")
+"""The calls of a host's socket that can fail."""
+
+
+@define(eq=False)
+class TroubledSocket(Socket):
+    """The socket of the conversations, where any call may fail: then the socket is broken."""
+
+    failing: set[str] = field(factory=set)
+    """Of `CALLS`, those that fail when they are made."""
+    _touched: bool = False
+    """The flow is to be flushed once more."""
+
+    def send(self, buffers: list[Buffer], now: float) -> int:
+        if "send" in self.failing:
+            self.broken = True
+        if self.broken:  # what the server said before is still there, and is said first
+            while self.flow.room() > 0 and self.incoming:
+                self._read(now)
+        return super().send(buffers, now)
+
+    def shutdown(self) -> None:
+        if "shutdown" in self.failing:
+            self.broken = self.shut_fails = True
+        super().shutdown()
+
+    def watch(self, read: bool, write: bool, now: float) -> None:
+        super().watch(read, write, now)
+        if "watch" in self.failing:
+            self.broken = self._touched = True
+            self.flow.on_host_failed(None, now)
+
+    def ready(self) -> bool:
+        return self._touched or super().ready()
+
+    def report(self, now: float) -> None:
+        if self._touched:
+            self._touched = False
+        else:
+            super().report(now)
+
+    def _read(self, now: float) -> None:
+        octets = bytes(self.incoming[: self.flow.room()])
+        del self.incoming[: len(octets)]
+        self.flow.on_host_data(octets, len(octets), now)
+
+
+def check_memory(flow: TcpFlow) -> None:
+    """What a flow keeps is no more than the windows let it be sent."""
+    receiver = flow.receiver
+    ends = [start + len(octets) for start, octets in receiver.out_of_order]
+    starts = [start for start, _ in receiver.out_of_order]
+    held = receiver.queued + sum(ends) - sum(starts)
+    assert held <= CAPACITY_MAXIMUM + ROUNDING_ROOM
+    assert len(starts) <= OUT_OF_ORDER_RUNS
+    _check_order([receiver.position, *ends], [*starts, max(receiver.right_edge, receiver.position)])
+
+    sender = flow.sender
+    window = min(max(sender.largest_window, 1), FLIGHT_MAXIMUM)
+    assert sender.end - sender.acknowledged <= window
+    chunks = sender._chunks
+    retained = sum(len(chunk) for _, chunk in chunks)
+    assert not chunks or chunks[0][0] + len(chunks[0][1]) > sender.acknowledged, "not let go"
+    assert retained <= 2 * window + JOINED_BELOW
+    assert len(chunks) <= 2 * (retained // JOINED_BELOW) + 2
+    _check_scoreboard(flow, window)
+
+
+def _check_order(ends: Sequence[int], starts: Sequence[int]) -> None:
+    assert all(end <= start for end, start in zip(ends, starts, strict=True))
+
+
+def _check_scoreboard(flow: TcpFlow, window: int) -> None:
+    """Each octet in flight has one fate, and the sums are those of the runs."""
+    sender, scoreboard = flow.sender, flow.sender.scoreboard
+    runs = scoreboard._runs
+    edges = [sender.acknowledged, *(run.end for run in runs)]
+    assert [run.start for run in runs] == edges[:-1], "a hole"
+    assert edges[-1] == sender.next
+    assert all(run.start < run.end for run in runs)
+    sums = {IN_FLIGHT: 0, DELIVERED: 0, LOST: 0}
+    for run in runs:
+        sums[run.fate] += run.end - run.start
+    assert sums == {
+        IN_FLIGHT: scoreboard.in_flight,
+        DELIVERED: scoreboard.delivered,
+        LOST: scoreboard.lost,
+    }
+    # Each octet was sent, sent again, and perhaps probed for; what is judged is forgotten.
+    octets = sum(sent.end - sent.start for sent in scoreboard._transmissions)
+    assert octets <= 4 * (window + 1), "transmissions that nobody waits for"
+
+
+def check_deadline(flow: TcpFlow, server: Socket, line: Line, sent: int, now: float) -> None:
+    """Whatever is owed has a deadline, and it is near; `sent` is one past the last position."""
+    if flow.finished:
+        return
+    deadline, soon = flow.deadline(), now + RTO_MAXIMUM
+    if flow.guest_state in GUEST_GONE:
+        assert deadline < float("inf")
+        return
+    in_flight = flow.sender.acknowledged < sent
+    waiting = (
+        server.incoming
+        and not server.reading
+        and not line.is_stalled
+        and flow.guest_state is GuestState.ESTABLISHED
+    )
+    unanswered = flow.guest_state in (GuestState.SYN_SENT, GuestState.SYN_RECEIVED)
+    if in_flight or waiting or unanswered:
+        assert deadline <= soon, "nobody will look after what was sent"
+    if flow.receiver.position + flow.receiver.fin_consumed > line.acknowledged >= 0:
+        assert deadline <= now + ACK_DELAY_MAXIMUM, "an ACK is owed"
