@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from attrs import define, field
 
 from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM
-from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS, TcpFlow
 from qemu_usernat.nat.tcp.receiver import CAPACITY_MAXIMUM, OUT_OF_ORDER_RUNS, ROUNDING_ROOM
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
 from qemu_usernat.nat.tcp.scoreboard import DELIVERED, IN_FLIGHT, LOST
 from qemu_usernat.nat.tcp.sender import JOINED_BELOW
 from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState
-from qemu_usernat.wire.packets import Buffer
-from tests.nat.tcp.conversation import Line, Socket
+from qemu_usernat.wire.packets import RST, SYN, Buffer
+from tests.nat.tcp.conversation import Line, Segment, Socket
 
 _RANDOM = random.Random(5961)
 FROM_GUEST = _RANDOM.randbytes(1 << 22)
@@ -24,6 +24,9 @@ FROM_HOST = _RANDOM.randbytes(1 << 22)
 """The two streams: without a period, so that an octet in the wrong place is seen."""
 
 R2 = 100.0  # seconds; RFC 9293, 3.8.3: nobody is given up sooner
+CALLS_UNHEARD = 8
+"""Nor before so many segments, at least, had no answer: a SYN eight, nine keepalives, fifteen
+repetitions."""
 ACK_DELAY_MAXIMUM = 0.5  # seconds; RFC 9293, 3.8.6.3
 
 CALLS = ("send", "shutdown", "watch")
@@ -71,6 +74,47 @@ class TroubledSocket(Socket):
         octets = bytes(self.incoming[: self.flow.room()])
         del self.incoming[: len(octets)]
         self.flow.on_host_data(octets, len(octets), now)
+
+
+@define(eq=False)
+class WatchedLine(Line):
+    """The line of the conversations, which knows the flow: not one octet of window is taken back.
+
+    But by a queue that is full beyond its capacity, of octets that came one by one: there what
+    the scale cannot express is not given away.
+    """
+
+    flow: TcpFlow | None = None
+
+    def _check_promises(self, segment: Segment, unit: int) -> None:
+        shown = self.edge
+        super()._check_promises(segment, unit)
+        if self.flow is not None and not segment.flags & SYN:
+            receiver = self.flow.receiver
+            wanted = receiver.position + receiver.capacity - receiver.queued
+            full = shown + unit > wanted + ROUNDING_ROOM
+            assert segment.ack + segment.window >= shown or full, "window taken back"
+
+
+def promised(flow: TcpFlow, line: Line, segment: Segment) -> int:
+    """How far the flow will have the other's octets, when it has heard this segment."""
+    receiver, sender = flow.receiver, flow.sender
+    if (
+        flow.guest_state is not GuestState.ESTABLISHED
+        or segment.flags & (SYN | RST)
+        or segment.at > receiver.position
+        or segment.end > line.edge
+        or segment.ack < sender.acknowledged - 0xFFFF  # RFC 5961, 5.2: too old to be believed
+    ):
+        return 0
+    return segment.end
+
+
+def check_gave_up(flow: TcpFlow, silence: float, unheard: int) -> None:
+    """Whoever is given up was silent for long enough, in seconds, to enough segments."""
+    # A guest may repeat its SYN for ever while none of our answers arrives.
+    assert silence >= R2 or flow.sender.retransmissions > SYN_RETRANSMISSIONS
+    assert unheard >= CALLS_UNHEARD, "given up without having been asked"
 
 
 def check_memory(flow: TcpFlow) -> None:
