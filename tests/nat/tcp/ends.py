@@ -143,6 +143,7 @@ class End:
             self.socket.report(now + self.clock)
         else:
             raise AssertionError("the poller reports for ever")
+        self.line.check_farewell()
         while self.line.segments:
             segment = self.line.segments.popleft()
             if not segment.flags & RST:
@@ -186,7 +187,9 @@ class End:
         """As the router does: it is for the flow, for nobody, or a call."""
         self.heard_at = now
         self.unheard = 0
-        if not segment.flags & RST:
+        if segment.flags & RST:
+            self.line.was_reset = True
+        else:
             acknowledged = segment.ack if segment.flags & ACK else 0
             self.edge = max(self.edge, acknowledged + segment.window)
         now += self.clock
@@ -271,8 +274,8 @@ class End:
         assert self.flow.finished, f"{states}: no end"
         assert self.socket.closed, "a descriptor is lost"
         if in_order:
-            assert self.socket.shut, "no FIN"
+            assert self.socket.ended_in_order, "no FIN"
             assert not self.socket.was_reset
-        elif not (self.socket.shut and self.socket.ended):
+        elif not self.socket.ended_in_order:
             failed = self.flow.host_state is HostState.FAILED
             assert failed or self.socket.was_reset, "a reset that got lost"

@@ -61,6 +61,11 @@ class TroubledSocket(Socket):
             self.broken = self._touched = True
             self.flow.on_host_failed(None, now)
 
+    @property
+    def ended_in_order(self) -> bool:
+        """Whether both FINs have gone through it."""
+        return self.shut and self._eof_read
+
     def ready(self) -> bool:
         return self._touched or super().ready()
 
@@ -85,6 +90,15 @@ class WatchedLine(Line):
     """
 
     flow: TcpFlow | None = None
+    was_reset: bool = False
+    """By the flow, or by whoever is on the other side."""
+
+    def check_farewell(self) -> None:
+        """Whoever is reset is told so."""
+        if self.flow is not None and self.flow.guest_state is GuestState.RESET:
+            told = any(segment.flags & RST for segment in self.segments)
+            self.was_reset = self.was_reset or told or bool(self.refusals)
+            assert self.was_reset, "a connection forgotten without a word"
 
     def _check_promises(self, segment: Segment, unit: int) -> None:
         shown = self.edge

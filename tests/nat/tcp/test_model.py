@@ -134,6 +134,7 @@ class TcpMachine(RuleBasedStateMachine):
             self.server.report(self.now)
         else:
             raise AssertionError("the poller reports for ever")
+        self.line.check_farewell()
         while self.line.segments:
             segment = self.line.segments.popleft()
             self._check_sent(segment)
@@ -339,6 +340,7 @@ class TcpMachine(RuleBasedStateMachine):
             return
         self.heard_at = self.now
         self.unheard = 0
+        self.line.was_reset = self.line.was_reset or bool(segment.flags & RST)
         if segment.flags & ACK:
             self.delivered_edge = max(self.delivered_edge, segment.ack + segment.window)
         shift = 0 if segment.flags & SYN else self.shift
@@ -453,13 +455,13 @@ class TcpMachine(RuleBasedStateMachine):
         else:
             assert not self.server.was_reset
             assert self.server.received == FROM_GUEST[: self.guest.written]
-            assert self.server.shut
+            assert self.server.ended_in_order
             assert self.guest.received == self.said
             assert self.guest.finished
 
     def _check_reset(self) -> None:
         """Each side has ended in order, or has heard of the reset if it could."""
-        if not (self.server.shut and self.server.ended):
+        if not self.server.ended_in_order:
             assert self.server.was_reset or self.flow.host_state is HostState.FAILED
         assert self.guest.reset or not self.guest.wants
 
