@@ -195,5 +195,11 @@ def check_deadline(flow: TcpFlow, server: Socket, line: Line, sent: int, now: fl
     unanswered = flow.guest_state in (GuestState.SYN_SENT, GuestState.SYN_RECEIVED)
     if in_flight or waiting or unanswered:
         assert deadline <= soon, "nobody will look after what was sent"
-    if flow.receiver.position + flow.receiver.fin_consumed > line.acknowledged >= 0:
+    receiver = flow.receiver
+    open_again = (
+        flow.guest_state is GuestState.ESTABLISHED
+        and not receiver.queued
+        and line.edge <= receiver.position
+    )
+    if receiver.position + receiver.fin_consumed > line.acknowledged >= 0 or open_again:
         assert deadline <= now + ACK_DELAY_MAXIMUM, "an ACK is owed"

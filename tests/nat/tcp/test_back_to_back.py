@@ -55,8 +55,9 @@ class TwinMachine(RuleBasedStateMachine):
         at_once=st.booleans(),
         handshake=st.sampled_from([True, True, False]),
         peaceful=st.sampled_from([True, True, False]),
-        speech=st.sampled_from([0, 1, 5000, 100_000]),
+        speech=st.sampled_from([0, 1, 5000, 400_000]),
         answer=st.sampled_from([0, 1, 5000, 100_000]),
+        takes=st.sampled_from([float("inf"), float("inf"), 1000, 0]),
     )
     def begin(
         self,
@@ -68,6 +69,7 @@ class TwinMachine(RuleBasedStateMachine):
         peaceful: bool,
         speech: int,
         answer: int,
+        takes: float,
     ) -> None:
         """The first end calls, or both do; mostly the handshake goes well."""
         self.peaceful = peaceful
@@ -78,6 +80,7 @@ class TwinMachine(RuleBasedStateMachine):
                 (1, b"the other secret", FROM_HOST),
             )
         ]
+        called.socket.takes = takes
         caller.meets(called)
         called.meets(caller)
         caller.calls(self.now)
@@ -125,7 +128,7 @@ class TwinMachine(RuleBasedStateMachine):
         self.ends[index].says(size)
         self.ends[index].ends_turn(self.now)
 
-    @rule(index=ENDS, size=st.sampled_from([0, 1, 1000, 100_000, 1 << 22]))
+    @rule(index=ENDS, size=st.sampled_from([0, 1000, 100_000, 1 << 22, 1 << 22]))
     def a_host_reads(self, index: int, size: int) -> None:
         self.ends[index].socket.takes = size
         self.ends[index].ends_turn(self.now)
@@ -275,6 +278,30 @@ def run(**limits: Any) -> None:
 def test_any_story_of_two_ends_ends_well() -> None:
     """Whoever called, whatever the wire and both hosts do."""
     run(max_examples=350, stateful_step_count=50)
+
+
+def test_a_host_that_reads_again_opens_the_window() -> None:
+    """At once, and not when the other end asks: a story too rare to wait for."""
+    machine = TwinMachine()
+    machine.begin(
+        isns=(0, 0),
+        mtus=(65520, 65520),
+        congestion=("none", "none"),
+        at_once=False,
+        handshake=True,
+        peaceful=True,
+        speech=400_000,
+        answer=0,
+        takes=0,
+    )
+    machine.deliver_everything()
+    machine.deliver_everything()
+    reader = machine.ends[1]
+    assert reader.line.edge == reader.peer.sent, "closed"
+    machine.a_host_reads(index=1, size=1 << 22)
+    machine.what_always_holds()
+    assert reader.line.edge > reader.peer.sent
+    machine.teardown()
 
 
 @pytest.mark.deep

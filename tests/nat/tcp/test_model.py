@@ -87,6 +87,7 @@ class TcpMachine(RuleBasedStateMachine):
         peaceful=st.sampled_from([True, True, True, False]),
         speech=st.sampled_from([0, 1, 5000, 200_000]),
         answer=st.sampled_from([0, 1, 5000, 200_000]),
+        takes=st.sampled_from([float("inf"), float("inf"), 1000, 0]),
     )
     def begin(
         self,
@@ -102,6 +103,7 @@ class TcpMachine(RuleBasedStateMachine):
         peaceful: bool,
         speech: int,
         answer: int,
+        takes: float,
     ) -> None:
         """Mostly with a handshake that goes well: what comes after it is more of a story."""
         self.guest_isn, self.our_isn = guest_isn, our_isn
@@ -115,7 +117,7 @@ class TcpMachine(RuleBasedStateMachine):
         self.flow.sender.initial_sequence = our_isn
         self.delivered_edge = self.guest.offered = window
         self.guest.repeat_at = self.now + GUEST_TIMEOUT
-        self.server = TroubledSocket()
+        self.server = TroubledSocket(takes=takes)
         self.server.flow = self.line.flow = self.flow
         self.flow.dial(self.server)
         self.end_turn()
