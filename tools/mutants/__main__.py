@@ -17,6 +17,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from random import Random
 from shutil import copyfile, copytree
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +38,8 @@ COPIED = ("pyproject.toml", "qemu_usernat", "tests")
 LEDGER = ROOT / "build" / "mutants.jsonl"
 EXPLAINED = Path(__file__).parent / "explained.toml"
 TARGET = 0.90
+SEED = "mutants"
+"""Of `--sample`: the same code gives the same draw."""
 
 Ledger = dict[str, dict[str, Any]]
 """The last verdict on each mutant, by its key."""
@@ -46,10 +49,13 @@ Ledger = dict[str, dict[str, Any]]
 @click.argument("names", nargs=-1)
 @click.option("--jobs", default=os.cpu_count(), show_default=True, help="Trials at a time.")
 @click.option("--examples", default=25, show_default=True, help="Of each property.")
-def main(names: Sequence[str], jobs: int, examples: int) -> None:
+@click.option("--sample", type=int, metavar="N", help="Only N of them, drawn from a fixed seed.")
+def main(names: Sequence[str], jobs: int, examples: int, sample: int | None) -> None:
     """Mutation testing of the modules NAMES of the TCP engine, or of all."""
     modules = [path for path in sorted(MODULES.glob("*.py")) if not names or path.stem in names]
     mutants = [mutant for module in modules for mutant in mutants_of(module)]
+    if sample is not None:
+        mutants = Random(SEED).sample(mutants, min(sample, len(mutants)))
     ledger = read_ledger()
     fresh = [mutant for mutant in mutants if not _is_settled(ledger.get(mutant.key))]
     say(f"{len(mutants)} mutants, {len(mutants) - len(fresh)} of them settled before")
