@@ -77,3 +77,15 @@ def test_a_failure_told_twice_is_told_once() -> None:
     talk.guest.gets(RST | ACK)
     talk.guest.gets_nothing()
     talk.assert_over()
+
+
+@pytest.mark.parametrize(
+    ("at", "challenged"), [(1, True), (65_534, True), (65_535, False), (-1, False)]
+)
+def test_the_borders_of_a_challenge(at: int, challenged: bool) -> None:
+    """RFC 5961, 3.2: a RST inside the window, but not at its beginning, is asked about."""
+    talk = Conversation.open(scale=None)
+    talk.guest.sends(RST, at=at)
+    assert talk.flow.guest_state is G.ESTABLISHED
+    assert talk.counters["tcp.challenge_ack"] == challenged
+    assert talk.counters["tcp.reset_out_of_window"] == (not challenged)
