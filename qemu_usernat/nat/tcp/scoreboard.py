@@ -94,7 +94,12 @@ class Scoreboard:
 
     def sent(self, start: int, end: int, now: float) -> None:
         """The octets after all others are sent for the first time."""
-        self._runs.append(Run(start, end, now, False))
+        runs = self._runs
+        last = runs[-1] if runs else None
+        if last and last.sent_at == now and not last.repeated and last.fate is IN_FLIGHT:
+            last.end = end  # the same burst
+        else:
+            runs.append(Run(start, end, now, False))
         self._transmitted(start, end, now)
         self.in_flight += end - start
 
@@ -117,11 +122,18 @@ class Scoreboard:
         self._transmitted(start, end, now)
 
     def _transmitted(self, start: int, end: int, now: float) -> None:
+        """In order of time, and of position within one moment: so RACK tells bursts apart."""
         transmissions = self._transmissions
-        if transmissions and transmissions[-1].end == start and transmissions[-1].sent_at == now:
-            transmissions[-1].end = end
-        else:
-            transmissions.append(Transmission(start, end, now))
+        index = len(transmissions)
+        while index and transmissions[index - 1].sent_at == now:
+            before = transmissions[index - 1]
+            if before.end == start:
+                before.end = end
+                return
+            if before.start < start:
+                break
+            index -= 1
+        transmissions.insert(index, Transmission(start, end, now))
 
     @property
     def full(self) -> bool:

@@ -353,7 +353,7 @@ class Sender:
         if first[0] < first[1] and (first[1] <= position or within_second):
             self._on_repeated_needlessly(first[1])
             del blocks[0]
-        for left, right in blocks:
+        for left, right in sorted(blocks):  # the newest stands first, and has overtaken nothing
             if left >= right or right > self.next:
                 self.counters.count("tcp.bad_selective_acknowledgment")
             elif left > self.acknowledged:  # or an ACK that others have overtaken

@@ -10,7 +10,9 @@ import random
 import pytest
 
 from qemu_usernat.nat.tcp.congestion import CUBIC_BETA
-from qemu_usernat.wire.packets import ACK, PSH, SYN
+from qemu_usernat.nat.tcp.sender import PATIENCE_ROUNDS, TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
+from qemu_usernat.primitives.sequence import MODULUS
+from qemu_usernat.wire.packets import ACK, FIN, PSH, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, Segment
 
 STREAM = random.Random(2018).randbytes(1 << 21)
@@ -110,3 +112,382 @@ def test_a_loss_is_answered_by_a_share_of_what_was_in_flight(
     talk.host.says(STREAM[first + 20 * MSS :][: 100 * MSS])
     sent = 1 + len(got(talk))
     assert sent == (20 * share if share else 101)
+
+
+def test_one_hole_is_repaired_after_a_round_trip_and_a_quarter() -> None:
+    """RFC 8985, 6.2: one segment behind it may have overtaken it; nothing else is sent again."""
+    talk = opened()
+    first = says(talk, 2)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 2)])
+    talk.advance(PATIENCE * 0.99)
+    talk.guest.gets_nothing()
+    talk.advance(PATIENCE * 0.02)
+    assert numbers(talk, first) == [0]
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first + 2 * MSS)
+    talk.advance(10)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.loss_recovery"] == 1
+    assert talk.counters["tcp.retransmission_timeout"] == 0
+
+
+def test_three_segments_beyond_a_hole_are_proof_enough() -> None:
+    """As long as no wire has been seen to reorder (RFC 8985, 6.2, step 4)."""
+    talk = opened()
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 3)])
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 4)])
+    assert numbers(talk, first) == [0]
+
+
+def test_many_holes_are_repaired_in_one_round_trip() -> None:
+    """Every second segment of sixteen, told of by four blocks an ACK, the newest first: none waits
+    for another, and none was overtaken by one of its own ACK."""
+    talk = opened()
+    first = says(talk, 16)
+    blocks = [block(first, number, number + 1) for number in range(1, 16, 2)]
+    with talk.turn():
+        talk.guest.sends(ACK, ack=first, selective=blocks[3::-1])
+        talk.guest.sends(ACK, ack=first, selective=blocks[7:3:-1])
+    assert numbers(talk, first) == list(range(0, 16, 2))
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first + 16 * MSS)
+    talk.advance(10)
+    talk.guest.gets_nothing()
+
+
+def test_a_lost_repetition_is_repeated_without_the_timer() -> None:
+    """What was sent after it has arrived: RACK knows, and waits for no timeout."""
+    talk = opened()
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 5)])
+    assert numbers(talk, first) == [0]
+    talk.now += 0.001
+    talk.host.says(STREAM[first + 5 * MSS :][: 5 * MSS])
+    assert numbers(talk, first) == [5, 6, 7, 8, 9]
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 10)])
+    assert numbers(talk, first) == [0]
+    assert talk.counters["tcp.retransmission_timeout"] == 0
+    assert talk.counters["tcp.loss_recovery"] == 1, "and is the same loss to the window"
+
+
+def test_a_wire_that_reorders_is_waited_for_once_it_was_seen_to() -> None:
+    """One segment that was overtaken and came before its time was out: from then on many may
+    overtake it, and nothing is repeated (RFC 8985, 6.2, step 4)."""
+    talk = opened()
+    for overtaking in (1, 8, 8, 8):
+        first = says(talk, 9)
+        talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 1 + overtaking)])
+        talk.guest.gets_nothing()
+        talk.now += 0.9 * PATIENCE
+        talk.guest.sends(ACK, ack=first + 9 * MSS)
+    talk.advance(10)
+    talk.guest.gets_nothing()
+
+
+def patience_of(talk: Conversation) -> float:
+    """How long a segment that one other has overtaken is waited for, in round trips."""
+    first = says(talk, 2)
+    before = talk.now
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 2)])
+    waited = talk.flow.sender.scoreboard.judge_at - before
+    talk.advance(waited * 1.001)
+    assert numbers(talk, first) == [0]
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first + 2 * MSS)
+    return waited / ROUND_TRIP
+
+
+def test_what_came_twice_makes_more_patient_and_is_forgotten() -> None:
+    """RFC 8985, 6.2, step 4: a quarter of a round trip more for each round trip that tells of
+    repetitions without need, and back after sixteen repairs that were needed."""
+    talk = opened()
+    assert patience_of(talk) == pytest.approx(0.25)
+    first = says(talk, 4)
+    with talk.turn():
+        for number in range(4):
+            end = first + (number + 1) * MSS
+            talk.guest.sends(ACK, ack=end, selective=[(end - MSS, end)])
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.repeated_needlessly"] == 4
+    for _ in range(PATIENCE_ROUNDS):
+        assert 0.25 < patience_of(talk) <= 0.75
+    assert patience_of(talk) == pytest.approx(0.25)
+
+
+def test_a_block_within_the_second_one_came_twice() -> None:
+    """RFC 2883, 4: beyond a gap, too; it is no news of anything."""
+    talk = opened()
+    first = says(talk, 4)
+    blocks = [block(first, 2, 3), block(first, 1, 4)]
+    talk.guest.sends(ACK, ack=first, selective=blocks)
+    assert talk.counters["tcp.repeated_needlessly"] == 1
+    talk.advance(2 * PATIENCE)
+    assert numbers(talk, first) == [0]
+
+
+# -- the tail
+
+
+def test_a_lost_tail_is_probed_for_before_the_timer() -> None:
+    """RFC 8985, 7.2: after two round trips, once; what its ACK tells repairs the rest."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.now -= ROUND_TRIP
+    talk.advance(2 * ROUND_TRIP * 0.99)
+    talk.guest.gets_nothing()
+    talk.advance(2 * ROUND_TRIP * 0.02)
+    assert numbers(talk, first) == [3]
+    assert talk.counters["tcp.tail_probe"] == 1
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 3, 4)])
+    talk.advance(2 * PATIENCE)
+    assert numbers(talk, first) == [0, 1, 2]
+    assert talk.counters["tcp.tail_probe"] == 1
+    assert talk.counters["tcp.retransmission_timeout"] == 0
+
+
+def test_one_probe_and_then_the_timer() -> None:
+    """If it is lost, too: RFC 8985, 7.2, and RFC 6298, 5, counted from the probe."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.advance(0.4)
+    assert numbers(talk, first) == [3, 0]
+    assert talk.counters["tcp.tail_probe"] == 1
+    assert talk.counters["tcp.retransmission_timeout"] == 1
+
+
+def test_an_ack_that_may_be_delayed_is_waited_for() -> None:
+    """A single segment is acknowledged when the guest likes: 200 ms later, which is when the timer
+    rings (RFC 8985, 7.2)."""
+    talk = opened()
+    sent_at = talk.now
+    first = says(talk, 1)
+    talk.advance(0.9 * (2 * ROUND_TRIP + TAIL_PROBE_DELAYED_ACK) - ROUND_TRIP)
+    assert not talk.counters["tcp.tail_probe"]
+    assert talk.flow.sender.retransmit_at >= sent_at + 0.2
+    got(talk)
+    assert first == MSS
+
+
+def test_a_near_guest_is_not_probed_at_once() -> None:
+    """Round trips of microseconds: a guest has more to do than to answer."""
+    talk = Conversation.open(selective=True)
+    talk.host.says(STREAM[: 4 * MSS])
+    got(talk)
+    talk.advance(0.9 * TAIL_PROBE_MINIMUM)
+    talk.guest.gets_nothing()
+    talk.advance(0.2 * TAIL_PROBE_MINIMUM)
+    assert numbers(talk, 0) == [3]
+
+
+def test_no_tail_probe_while_something_is_repaired() -> None:
+    """The guest has spoken: what it lacks is known."""
+    talk = opened()
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 4)])
+    assert numbers(talk, first) == [0]
+    talk.advance(0.19)
+    talk.guest.gets_nothing()
+
+
+@pytest.mark.parametrize("needless", [True, False])
+def test_a_probe_that_repaired_a_loss_is_a_loss(needless: bool) -> None:
+    """RFC 8985, 7.4: reno sends less then, unless the probe came twice; be that told by the very
+    ACK that tells of more."""
+    talk = opened(congestion="reno")
+    for segments in (10, 10):
+        says(talk, segments)
+        talk.guest.sends(ACK)
+    window = talk.flow.sender.congestion.window
+    first = says(talk, 10)
+    talk.advance(ROUND_TRIP * 1.1)
+    assert numbers(talk, first) == [9]
+    talk.host.says(STREAM[first + 10 * MSS :][:MSS])
+    assert numbers(talk, first) == [10]
+    talk.now += ROUND_TRIP
+    blocks = [block(first, 9, 10)] if needless else []
+    talk.guest.sends(ACK, ack=first + 11 * MSS, selective=blocks)
+    if needless:
+        assert talk.flow.sender.congestion.window >= window
+    else:
+        assert talk.flow.sender.congestion.window == 5 * MSS
+
+
+def test_our_fin_is_the_tail() -> None:
+    """A lost FIN is asked after by itself."""
+    talk = opened()
+    says(talk, 2)
+    talk.now -= ROUND_TRIP
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK)
+    talk.advance(0.1)
+    talk.guest.gets(FIN | ACK)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.tail_probe"] == 1
+
+
+# -- guests that say strange things
+
+
+def test_a_guest_may_throw_away_what_it_said_it_had() -> None:
+    """RFC 2018, 8: the timer finds it out, and all is sent again."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 4)])
+    assert numbers(talk, first) == [0]
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first + MSS)
+    talk.advance(0.5)
+    assert numbers(talk, first)[0] == 1
+    assert talk.counters["tcp.reneged"] == 1
+    talk.guest.sends(ACK, ack=first + 2 * MSS)
+    assert numbers(talk, first) == [2, 3]
+
+
+@pytest.mark.parametrize("ends", [(1, 5), (4, 6), (3, 2), (2, 2)])
+def test_blocks_of_what_was_not_sent_say_nothing(ends: tuple[int, int]) -> None:
+    """Beyond SND.NXT, or turned round: counted, and nothing is repeated for them."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, *ends)])
+    assert talk.counters["tcp.bad_selective_acknowledgment"] == 1
+    assert talk.flow.sender.scoreboard.delivered == 0
+    assert talk.flow.sender.scoreboard.judge_at > talk.now + 60
+
+
+def test_an_ack_that_others_have_overtaken_says_nothing_wrong() -> None:
+    """Its blocks are of what was acknowledged meanwhile."""
+    talk = opened()
+    first = says(talk, 6)
+    talk.guest.sends(ACK, ack=first + 5 * MSS)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 3)])
+    talk.guest.sends(ACK, ack=first + MSS, selective=[block(first, 2, 5)])
+    assert talk.flow.sender.scoreboard.delivered == 0
+    talk.advance(0.19)
+    assert 0 not in numbers(talk, first)
+    assert talk.counters["tcp.repeated_needlessly"] == 0
+
+
+def test_blocks_without_permission_are_not_read() -> None:
+    """RFC 2018, 2: who did not offer it in its SYN has no say."""
+    talk = Conversation.open()
+    talk.host.says(STREAM[: 6 * MSS])
+    got(talk)
+    talk.guest.sends(ACK, ack=0, selective=[block(0, 1, 6)])
+    assert talk.flow.sender.scoreboard.delivered == 0
+    talk.advance(0.1)
+    talk.guest.gets_nothing()
+
+
+def test_a_window_that_shrinks_holds_repetitions_back() -> None:
+    """Nothing is repeated beyond it; when it opens again, at once."""
+    talk = opened(scale=0)
+    first = says(talk, 6)
+    talk.guest.sends(ACK, ack=first, window=MSS, selective=[block(first, 3, 6)])
+    assert numbers(talk, first) == [0]
+    talk.now += ROUND_TRIP
+    talk.guest.sends(ACK, ack=first + MSS, window=0, selective=[block(first, 3, 6)])
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, ack=first + MSS, window=20_000, selective=[block(first, 3, 6)])
+    assert numbers(talk, first) == [1, 2]
+
+
+@pytest.mark.parametrize("our_isn", [MODULUS - 1, MODULUS - 3 * MSS])
+def test_blocks_count_across_the_wrap(our_isn: int) -> None:
+    """Sequence numbers wrap, positions do not."""
+    talk = opened(our_isn=our_isn)
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 2), block(first, 3, 5)])
+    assert numbers(talk, first) == [0, 2]
+
+
+# -- what the guest is told
+
+
+def sends_segment(talk: Conversation, number: int, length: int = MSS) -> None:
+    talk.guest.sends(ACK, STREAM[number * MSS :][:length], at=number * MSS)
+
+
+def told(talk: Conversation) -> tuple[int, list[tuple[int, int]]]:
+    """ACK and blocks of the next segment, in segments."""
+    segment = talk.guest.gets(ACK)
+    return segment.ack // MSS, [(start // MSS, end // MSS) for start, end in segment.selective]
+
+
+@pytest.mark.parametrize("isn", [1000, MODULUS - 1, MODULUS - 4 * MSS])
+def test_what_came_last_is_told_first(isn: int) -> None:
+    """RFC 2018, 4: the block of the segment that is answered, then those told of before; four at
+    most, whole, and none twice."""
+    talk = Conversation.open(selective=True, isn=isn)
+    story: list[tuple[int, list[tuple[int, int]]]] = [
+        (2, [(2, 3)]),
+        (4, [(4, 5), (2, 3)]),
+        (6, [(6, 7), (4, 5), (2, 3)]),
+        (8, [(8, 9), (6, 7), (4, 5), (2, 3)]),
+        (10, [(10, 11), (8, 9), (6, 7), (4, 5)]),
+        (3, [(2, 5), (10, 11), (8, 9), (6, 7)]),
+        (7, [(6, 9), (2, 5), (10, 11)]),
+    ]
+    for number, blocks in story:
+        sends_segment(talk, number)
+        assert told(talk) == (0, blocks)
+    sends_segment(talk, 0)
+    assert told(talk) == (1, [(6, 9), (2, 5), (10, 11)]), "what is still missing is told"
+    sends_segment(talk, 1)
+    assert told(talk) == (5, [(6, 9), (10, 11)])
+    sends_segment(talk, 5)
+    assert told(talk) == (9, [(10, 11)])
+    sends_segment(talk, 9)
+    assert told(talk) == (11, [])
+    assert talk.host.received == STREAM[: 11 * MSS]
+
+
+def test_what_came_twice_is_told_first_and_once() -> None:
+    """RFC 2883, 4: below the ACK; or beyond a gap, with the block that it is a part of."""
+    talk = Conversation.open(selective=True)
+    sends_segment(talk, 0)
+    assert told(talk) == (1, [])
+    sends_segment(talk, 0)
+    assert told(talk) == (1, [(0, 1)])
+    sends_segment(talk, 2)
+    assert told(talk) == (1, [(2, 3)])
+    sends_segment(talk, 3)
+    assert told(talk) == (1, [(2, 4)])
+    sends_segment(talk, 2)
+    assert told(talk) == (1, [(2, 3), (2, 4)])
+    sends_segment(talk, 6)
+    assert told(talk) == (1, [(6, 7), (2, 4)])
+    sends_segment(talk, 0, 2 * MSS)  # the first half of it twice
+    assert told(talk) == (4, [(0, 1), (6, 7)])
+
+
+def test_four_blocks_hold_three_beside_what_came_twice() -> None:
+    """The options of a segment have room for four."""
+    talk = Conversation.open(selective=True)
+    for number in (2, 4, 6, 8):
+        sends_segment(talk, number)
+        told(talk)
+    sends_segment(talk, 4)
+    assert told(talk) == (0, [(4, 5), (4, 5), (8, 9), (6, 7)])
+
+
+def test_a_guest_that_did_not_ask_is_told_nothing_more() -> None:
+    """RFC 2018, 2: no block without SACK-permitted in its SYN."""
+    talk = Conversation.open()
+    for number in (2, 4, 2):
+        sends_segment(talk, number)
+        assert told(talk) == (0, [])
+
+
+def test_a_fin_that_came_early_cuts_off_what_is_told() -> None:
+    """What lies behind the guest's own end was never its to send."""
+    talk = Conversation.open(selective=True)
+    sends_segment(talk, 3)
+    told(talk)
+    sends_segment(talk, 1)
+    told(talk)
+    talk.guest.sends(FIN | ACK, at=2 * MSS)
+    assert told(talk) == (0, [(1, 2)])

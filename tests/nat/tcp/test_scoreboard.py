@@ -1,0 +1,405 @@
+"""What is lost is found by time (RFC 8985), to the octet, whatever the guest says it has."""
+
+import pytest
+from attrs import define, field
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from qemu_usernat.nat.tcp.scoreboard import (
+    DELIVERED,
+    IN_FLIGHT,
+    LOST,
+    RUNS_MAXIMUM,
+    Fate,
+    Scoreboard,
+)
+from qemu_usernat.primitives.time import NEVER
+
+ROUND_TRIP = 4.0
+PATIENCE = 1.0
+
+
+def sent(*bursts: tuple[int, int, float]) -> Scoreboard:
+    """(start, end, moment) of each."""
+    board = Scoreboard()
+    for start, end, moment in bursts:
+        board.sent(start, end, moment)
+    return board
+
+
+def runs(board: Scoreboard) -> list[tuple[int, int, Fate]]:
+    """(start, end, fate) of each run."""
+    return [(run.start, run.end, run.fate) for run in board._runs]
+
+
+def test_a_burst_is_one_run_until_a_part_of_it_fares_differently() -> None:
+    """Three writes of one turn are one object, and a block in its middle makes three."""
+    board = sent((0, 1000, 0.0), (1000, 3000, 0.0), (3000, 9000, 0.0))
+    assert runs(board) == [(0, 9000, IN_FLIGHT)]
+    assert board.selected(2000, 4000, 4.0) == 2000
+    assert runs(board) == [(0, 2000, IN_FLIGHT), (2000, 4000, DELIVERED), (4000, 9000, IN_FLIGHT)]
+    assert (board.in_flight, board.delivered, board.lost) == (7000, 2000, 0)
+
+
+def test_neighbours_that_have_arrived_are_one_run() -> None:
+    """Block by block, in any order; what is said twice is no news."""
+    board = sent((0, 5000, 0.0))
+    assert board.selected(3000, 4000, 4.0) == 1000
+    assert board.selected(1000, 2000, 4.0) == 1000
+    assert board.selected(2000, 3000, 4.0) == 1000
+    assert board.selected(1500, 3500, 4.0) == 0
+    assert board.selected(1000, 4500, 4.0) == 500
+    assert runs(board) == [(0, 1000, IN_FLIGHT), (1000, 4500, DELIVERED), (4500, 5000, IN_FLIGHT)]
+
+
+def test_what_was_sent_before_an_arrival_is_lost_after_a_round_trip_and_some_patience() -> None:
+    """RFC 8985, 6.2, step 5: not sooner, and the moment is known before."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 0.5), (2000, 3000, 1.0))
+    board.selected(1000, 2000, 0.5 + ROUND_TRIP)
+    assert board.judge(PATIENCE, 4.5) == 0
+    assert board.judge_at == ROUND_TRIP + PATIENCE
+    assert board.judge(PATIENCE, 5.0) == 1000
+    assert board.judge(PATIENCE, 50.0) == 0, "what was sent after that arrival is not overdue"
+    assert board.judge_at == NEVER
+    assert runs(board) == [(0, 1000, LOST), (1000, 2000, DELIVERED), (2000, 3000, IN_FLIGHT)]
+    assert board.first_lost() == (0, 1000)
+
+
+def test_within_one_moment_the_position_tells_what_was_sent_first() -> None:
+    """A burst of one turn: before the segment that has arrived is a gap, behind it is none."""
+    board = sent((0, 9000, 0.0))
+    board.selected(4000, 5000, ROUND_TRIP)
+    assert board.judge(0.0, ROUND_TRIP) == 4000
+    board.selected(6000, 7000, ROUND_TRIP)
+    assert board.judge(0.0, ROUND_TRIP) == 1000
+    assert board.judge(0.0, 100.0) == 0
+    assert [run for run in runs(board) if run[2] is LOST] == [(0, 4000, LOST), (5000, 6000, LOST)]
+
+
+def test_a_repetition_of_the_moment_of_new_octets_is_told_apart_by_position() -> None:
+    """New octets may leave before the ACKs of their turn are read, and repetitions after that."""
+    board = sent((0, 3000, 0.0))
+    board.selected(2000, 3000, 4.0)
+    board.judge(0.0, 4.0)
+    board.sent(3000, 4000, 5.0)
+    board.sent_again(0, 1000, 5.0)
+    board.sent_again(1000, 2000, 5.0)
+    board.selected(1000, 2000, 9.0)
+    assert board.judge(0.0, 9.0) == 1000
+    assert board.first_lost() == (0, 1000)
+
+
+def test_a_lost_repetition_is_seen_by_what_was_sent_after_it() -> None:
+    """No counting of duplicates can do that: the timer would have to."""
+    board = sent((0, 2000, 0.0))
+    board.selected(1000, 2000, 4.0)
+    assert board.judge(0.0, 4.0) == 1000
+    for moment in (5.0, 10.0, 15.0):
+        board.sent_again(0, 1000, moment)
+        position = 2000 + int(moment) * 1000
+        board.sent(position, position + 5000, moment + 1)
+        assert board.judge(0.0, moment + 4) == 0
+        board.selected(position, position + 5000, moment + 5)
+        assert board.judge(0.0, moment + 5) == 1000
+        assert board.first_lost() == (0, 1000)
+
+
+def test_a_repetition_answered_too_soon_was_not_needed() -> None:
+    """Sooner than any round trip, it is the first one that has arrived: it says nothing of
+    what was sent between the two (RFC 8985, 6.2, step 2)."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 1.0), (2000, 3000, 2.0))
+    board.selected(1000, 2000, 5.0)
+    assert board.judge(0.0, 5.0) == 1000
+    board.sent_again(0, 1000, 5.0)
+    assert board.acknowledged(2000, 6.0) is None
+    assert board.judge(0.0, 20.0) == 0, "which was sent before the repetition"
+
+
+@pytest.mark.parametrize(("repeated", "reordered"), [(False, True), (True, False)])
+def test_what_arrives_late_without_having_been_repeated_was_overtaken(
+    repeated: bool, reordered: bool
+) -> None:
+    """RFC 8985, 6.2, step 3."""
+    board = sent((0, 3000, 0.0))
+    board.selected(2000, 3000, 4.0)
+    board.judge(0.0, 4.0)
+    assert not board.reordered
+    if repeated:
+        board.sent_again(0, 1000, 5.0)
+        board.sent_again(1000, 2000, 5.0)
+    board.selected(1000, 2000, 9.0)
+    assert board.reordered is reordered
+
+
+def test_the_round_trip_is_that_of_what_was_sent_last() -> None:
+    """One ACK tells of a repetition and of old octets behind it: the path is as slow as the
+    repetition was (RFC 8985, 6.2, step 2, in order of time)."""
+    board = sent((0, 3000, 0.0), (3000, 4000, 7.5))
+    board.selected(2500, 3000, 4.0)
+    board.lose_first(1000)
+    board.sent_again(0, 1000, 8.0)
+    board.acknowledged(2000, 12.0)  # 1000 octets after 4, and after 12
+    assert board.judge(PATIENCE, 12.0) == 500
+    assert board.judge(PATIENCE, 12.0) == 0, "the last 1000 may be on their way"
+    assert board.judge_at == 7.5 + 4.0 + PATIENCE
+
+
+def test_a_round_trip_is_measured_by_what_was_sent_once() -> None:
+    """Karn's rule, for all that one ACK tells: what waited behind a gap did so (RFC 6298, 3)."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 1.0), (2000, 3000, 2.0), (3000, 4000, 3.0))
+    assert board.acknowledged(1000, 4.0) == 4.0
+    assert board.acknowledged(1500, 4.5) == 3.5
+    board.selected(2000, 3000, 5.0)
+    board.judge(0.0, 5.0)
+    board.sent_again(1500, 2000, 6.0)
+    assert board.acknowledged(4000, 9.0) is None
+
+
+def test_a_part_of_what_is_lost_goes_first_and_the_rest_stays_lost() -> None:
+    """A segment is cut off; the next one begins where it ends."""
+    board = sent((0, 9000, 0.0))
+    board.selected(8000, 9000, 4.0)
+    board.judge(0.0, 4.0)
+    board.sent_again(0, 1000, 5.0)
+    assert board.first_lost() == (1000, 8000)
+    board.sent_again(1000, 2000, 5.0)
+    board.sent_again(2000, 3000, 6.0)
+    assert runs(board) == [
+        (0, 2000, IN_FLIGHT),
+        (2000, 3000, IN_FLIGHT),
+        (3000, 8000, LOST),
+        (8000, 9000, DELIVERED),
+    ]
+    assert board.acknowledged(4000, 9.0) is None
+    assert (board.in_flight, board.delivered, board.lost) == (0, 1000, 4000)
+    assert board.first_lost() == (4000, 8000)
+
+
+def test_after_a_silence_all_is_lost_but_what_the_guest_has() -> None:
+    """And nothing that was sent before can be judged again."""
+    board = sent((0, 2000, 0.0), (2000, 4000, 1.0))
+    board.selected(1000, 2000, 4.0)
+    assert board.judge(PATIENCE, 4.5) == 0
+    assert not board.lose_everything()
+    assert board.judge_at == NEVER
+    assert runs(board) == [(0, 1000, LOST), (1000, 2000, DELIVERED), (2000, 4000, LOST)]
+    assert (board.in_flight, board.delivered, board.lost) == (0, 1000, 3000)
+    board.sent_again(0, 1000, 9.0)
+    assert board.judge(0.0, 50.0) == 0
+
+
+def test_a_guest_that_has_thrown_its_octets_away_is_sent_them_again() -> None:
+    """RFC 2018, 8: it acknowledges up to what it said it had, and no further."""
+    board = sent((0, 4000, 0.0))
+    board.selected(1000, 2000, 4.0)
+    board.selected(3000, 4000, 4.0)
+    board.acknowledged(1000, 4.0)
+    assert board.lose_everything()
+    assert runs(board) == [(1000, 4000, LOST)]
+    assert (board.in_flight, board.delivered, board.lost) == (0, 0, 3000)
+
+
+def test_every_second_octet_costs_a_bounded_number_of_runs() -> None:
+    """A guest that has them like that: beyond the bound its blocks count where they cover whole
+    runs. No block costs more than it is worth, and the sums stay right."""
+    board = sent((0, 4 * RUNS_MAXIMUM, 0.0), (4 * RUNS_MAXIMUM, 5 * RUNS_MAXIMUM, 1.0))
+    for start in range(1, 4 * RUNS_MAXIMUM, 2):
+        board.selected(start, start + 1, 4.0)
+    assert board.full
+    assert len(runs(board)) <= RUNS_MAXIMUM + 1
+    assert board.delivered + board.in_flight == 5 * RUNS_MAXIMUM
+    assert board.selected(4 * RUNS_MAXIMUM, 5 * RUNS_MAXIMUM, 5.0) == RUNS_MAXIMUM
+    board.selected(0, 4 * RUNS_MAXIMUM, 5.0)
+    assert runs(board) == [(0, 5 * RUNS_MAXIMUM, DELIVERED)]
+
+
+# -- against one record for each octet
+
+
+@define
+class Octet:
+    """What became of one of them."""
+
+    sent_at: float
+    repeated: bool = False
+    fate: Fate = IN_FLIGHT
+
+
+@define
+class Records:
+    """The rules of RFC 8985, for octets one by one."""
+
+    octets: dict[int, Octet] = field(factory=dict)
+    smallest: float = NEVER
+    furthest: int = 0
+    newest: tuple[float, int] = (-NEVER, 0)
+    """When the newest arrival was sent, and one past its position."""
+    round_trip: float = 0.0
+    heard_at: float = -NEVER
+    reordered: bool = False
+    reneged: bool = False
+
+    def count(self, fate: Fate) -> int:
+        return sum(octet.fate is fate for octet in self.octets.values())
+
+    def arrives(self, position: int, octet: Octet, now: float) -> None:
+        round_trip = now - octet.sent_at
+        if octet.repeated and round_trip < self.smallest:
+            return
+        if not octet.repeated:
+            self.smallest = min(self.smallest, round_trip)
+            self.reordered |= position + 1 < self.furthest
+        self.furthest = max(self.furthest, position + 1)
+        self.newest = max(self.newest, (octet.sent_at, position + 1))
+        if now > self.heard_at:
+            self.round_trip = round_trip
+        self.round_trip = min(self.round_trip, round_trip)
+        self.heard_at = now
+
+    def acknowledged(self, until: int, now: float) -> float | None:
+        gone = {at: self.octets.pop(at) for at in sorted(self.octets) if at < until}
+        waiting = {at: octet for at, octet in gone.items() if octet.fate is not DELIVERED}
+        for at, octet in waiting.items():
+            self.arrives(at, octet, now)
+        if not waiting or any(octet.repeated for octet in gone.values()):
+            return None
+        return now - waiting[max(waiting)].sent_at
+
+    def selected(self, start: int, end: int, now: float) -> int:
+        news = [at for at in range(start, end) if self.octets[at].fate is not DELIVERED]
+        for at in news:
+            self.arrives(at, self.octets[at], now)
+            self.octets[at].fate = DELIVERED
+        self.merge()
+        return len(news)
+
+    def judge(self, patience: float, now: float) -> tuple[int, float]:
+        """(octets lost, when the next one may be)"""
+        lost, due = 0, NEVER
+        for at, octet in self.octets.items():
+            if octet.fate is IN_FLIGHT and (octet.sent_at, at + 1) <= self.newest:
+                when = octet.sent_at + self.round_trip + patience
+                if now >= when:
+                    octet.fate = LOST
+                    lost += 1
+                else:
+                    due = min(due, when)
+        self.merge()
+        return lost, due
+
+    def lose_everything(self) -> bool:
+        reneged = self.octets[min(self.octets)].fate is DELIVERED
+        for octet in self.octets.values():
+            if octet.fate is IN_FLIGHT or reneged:
+                octet.fate = LOST
+        self.merge()
+        self.reneged |= reneged
+        return reneged
+
+    def merge(self) -> None:
+        """Neighbours that are lost are sent again as one, those that have arrived are past: of
+        each such group only the first one's moment is kept, and whether any was repeated."""
+        groups: list[list[Octet]] = []
+        before = None
+        for octet in self.octets.values():
+            if octet.fate is IN_FLIGHT or before is None or octet.fate is not before.fate:
+                groups.append([])
+            groups[-1].append(octet)
+            before = octet
+        for group in groups:
+            repeated = any(octet.repeated for octet in group)
+            for octet in group:
+                octet.sent_at, octet.repeated = group[0].sent_at, repeated
+
+
+def compare(board: Scoreboard, records: Records) -> None:
+    """Whatever is told apart octet by octet is told apart by runs."""
+    assert board.in_flight == records.count(IN_FLIGHT)
+    assert board.delivered == records.count(DELIVERED)
+    assert board.lost == records.count(LOST)
+    assert board.smallest_round_trip == records.smallest
+    assert board.reordered == records.reordered or records.reneged
+    octets = [(at, run.fate) for run in board._runs for at in range(run.start, run.end)]
+    assert octets == [(at, octet.fate) for at, octet in records.octets.items()]
+    if board.lost:
+        start, end = board.first_lost()
+        assert start == min(at for at, octet in records.octets.items() if octet.fate is LOST)
+        assert all(records.octets[at].fate is LOST for at in range(start, end))
+        assert end not in records.octets or records.octets[end].fate is not LOST
+    for transmission in board._transmissions:
+        assert transmission.start < transmission.end
+    moments = [transmission.sent_at for transmission in board._transmissions]
+    assert moments == sorted(moments)
+
+
+Step = tuple[str, int, int]
+ACTIONS = ["sent", "again", "selected", "judge"] * 2 + [
+    "probe",
+    "acknowledged",
+    "first",
+    "everything",
+]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(ACTIONS),
+            st.integers(0, 40),
+            st.integers(1, 12),
+        ),
+        max_size=60,
+    ),
+    st.lists(st.sampled_from([0.0, 0.25, 1.0, 3.0]), min_size=60, max_size=60),
+)
+@example([("sent", 0, 8), ("selected", 4, 2), ("judge", 0, 1), ("again", 0, 9)], [1.0] * 60)
+def test_runs_tell_what_a_record_of_each_octet_would(
+    steps: list[Step], pauses: list[float]
+) -> None:
+    """Any history: the same octets are in flight, delivered and lost, the first lost one is
+    found, and the next judgement is neither late nor in the past."""
+    board, records, now, end, repetitions = Scoreboard(), Records(), 100.0, 0, 0
+    for (action, number, length), pause in zip(steps, pauses, strict=False):
+        now += pause
+        if action == "sent":
+            board.sent(end, end + length, now)
+            records.octets |= {at: Octet(now) for at in range(end, end + length)}
+            end += length
+            continue
+        if not records.octets:
+            continue
+        first = min(records.octets)
+        start = min(first + number, end - 1)
+        stop = min(start + length, end)
+        if action == "selected":
+            assert board.selected(start, stop, now) == records.selected(start, stop, now)
+        elif action == "acknowledged":
+            assert board.acknowledged(stop, now) == records.acknowledged(stop, now)
+            if not records.octets:
+                assert board.judge_at == NEVER
+                assert not board._transmissions
+        elif action == "everything":
+            assert board.lose_everything() == records.lose_everything()
+        elif action == "first":
+            before = board.lost
+            board.lose_first(length)
+            lost = board.lost - before
+            assert (0 < lost <= length) == (records.octets[first].fate is IN_FLIGHT)
+            for at in range(first, first + lost):
+                records.octets[at].fate = LOST
+            records.merge()
+        elif action == "judge":
+            # No round trip takes no time: what has arrived in the moment of its sending waits.
+            patience = 0.25 * (length % 4) or 0.125
+            lost, due = records.judge(patience, now)
+            assert board.judge(patience, now) == lost
+            assert now < board.judge_at <= due
+        elif board.lost if action == "again" else not board.lost and not board.delivered:
+            start, stop = board.first_lost() if action == "again" else (board.last_start(), end)
+            stop = min(stop, start + length)
+            board.sent_again(start, stop, now)
+            repetitions += 1
+            for at in range(start, stop):
+                records.octets[at] = Octet(now, True)
+        compare(board, records)
+    assert len(board._transmissions) <= len(steps) + repetitions
