@@ -44,8 +44,7 @@ _RECEIVING = frozenset({GuestState.ESTABLISHED, GuestState.CLOSE_WAIT})
 _SYN_UNACKNOWLEDGED = frozenset({GuestState.SYN_SENT, GuestState.SYN_RECEIVED})
 
 _TAKING = frozenset({HostState.OPEN, HostState.READ_EOF})
-_TAKING_OR_DIALING = _TAKING | {HostState.IDLE, HostState.DIALING}
-"""States in which what the guest has sent is, or will be, taken."""
+"""States in which what the guest has sent is taken."""
 
 
 @define(eq=False)
@@ -157,7 +156,7 @@ class TcpFlow(GuestHalf):
             self.receiver.drain(partial(self.host.send, now=now))
             if self.guest_state in GUEST_GONE and self.receiver.queued < queued:
                 self.keepalive.heard_at = now
-        if self.host_state not in _TAKING_OR_DIALING:
+        if self.host_state not in _TAKING:
             self.receiver.discard()
 
     def _pay_duties(self, now: float) -> None:

@@ -103,7 +103,7 @@ class Output:
             self.syn_options,
         )
 
-    def reset(self, *, acknowledging: bool = True) -> None:
+    def reset(self, *, acknowledging: bool) -> None:
         """The connection is over at once."""
         sender = self.sender
         sequence = sender.sequence_of(sender.next)

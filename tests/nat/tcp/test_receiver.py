@@ -1,6 +1,7 @@
 """The guest's octets come out in order, once, and whatever was advertised is accepted."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -361,3 +362,113 @@ def test_nothing_is_left_after_a_reset() -> None:
     receiver.discard()
     assert receiver.queued == 0
     assert not receiver.out_of_order
+
+
+# -- what is told beside the acknowledgment (RFC 2018, RFC 2883)
+
+
+def told(receiver: Receiver, isn: int = 0) -> list[tuple[int, int]]:
+    """The blocks of the next ACK, as positions."""
+    edges = [(edge - add(isn, 1)) % MODULUS for edge in receiver.selective_edges()]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def test_the_newest_block_stands_first_and_the_others_in_their_order() -> None:
+    """RFC 2018, 4: so that each block is repeated in several ACKs, of which some may be lost."""
+    receiver = receiver_at(0)
+    assert not receiver.untold
+    for start in (20, 40, 60, 80, 100):
+        accept(receiver, 0, start, STREAM[start : start + 10])
+        assert receiver.untold
+    assert told(receiver) == [(100, 110), (80, 90), (60, 70), (40, 50)]
+    accept(receiver, 0, 70, STREAM[70:80])
+    assert told(receiver) == [(60, 90), (100, 110), (40, 50), (20, 30)]
+    accept(receiver, 0, 0, STREAM[:100])
+    assert told(receiver) == []
+
+
+def test_what_came_twice_is_told_of_first_and_once() -> None:
+    """RFC 2883, 4: below the acknowledgment, or within the block that follows."""
+    receiver = receiver_at(0)
+    accept(receiver, 0, 0, STREAM[:50])
+    assert not receiver.untold
+    receiver.on_duplicate(add(0, 1 + 10), 20)
+    assert receiver.untold
+    assert told(receiver) == [(10, 30)]
+    assert not receiver.untold
+    accept(receiver, 0, 100, STREAM[100:200])
+    assert told(receiver) == [(100, 200)]
+    accept(receiver, 0, 120, STREAM[120:130])
+    assert told(receiver) == [(120, 130), (100, 200)]
+    accept(receiver, 0, 40, STREAM[40:60])
+    assert told(receiver) == [(40, 50), (100, 200)]
+    receiver.on_duplicate(add(0, 1 + 60), 1)
+    receiver.on_duplicate(add(0, 1 + 55), 6)
+    receiver.on_duplicate(add(0, 1 + 55), 0)
+    assert told(receiver) == [(100, 200)], "not what lies ahead, nor nothing"
+
+
+def test_with_something_twice_three_blocks_are_left() -> None:
+    """The options have room for four."""
+    receiver = receiver_at(0)
+    for start in (20, 40, 60, 80):
+        accept(receiver, 0, start, STREAM[start : start + 10])
+    accept(receiver, 0, 40, STREAM[40:50])
+    assert told(receiver) == [(40, 50), (40, 50), (80, 90), (60, 70)]
+
+
+def test_arrivals_beyond_a_gap_are_not_remembered_without_end() -> None:
+    """Nobody asks for them where the guest has not offered to hear."""
+    receiver = receiver_at(0)
+    for start in range(10, 2000, 2):
+        accept(receiver, 0, start, STREAM[start : start + 1])
+    assert len(receiver._recent) <= 8
+
+
+@given(isn=isns, arrivals=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=40))
+def test_what_is_told_is_what_has_come(isn: int, arrivals: list[tuple[int, int]]) -> None:
+    """Every block is as large as it can be, no two are the same, and the newest is the first."""
+    receiver = receiver_at(isn)
+    came = bytearray(100)
+    crowded = False
+    for start, length in arrivals:
+        fresh = came.find(0, start, start + length) != -1
+        beyond = start > receiver.position
+        accept(receiver, isn, start, STREAM[start : start + length])
+        came[start : start + length] = b"\1" * length
+        assert receiver.position == came.index(0)
+        blocks = told(receiver, isn)
+        runs = [
+            match.span() for match in re.finditer(b"\1+", came) if match.start() > receiver.position
+        ]
+        crowded = crowded or len(runs) > 4
+        if not fresh or start < receiver.position - length:
+            blocks = blocks[1:] if blocks and blocks[0] not in runs else blocks
+        plain = [block for block in blocks if block in runs]
+        assert len(blocks) <= 4
+        if beyond and fresh:
+            assert plain[0][0] <= start < plain[0][1]
+        if not crowded and fresh and beyond:
+            assert sorted(plain) == runs
+
+
+def test_what_is_queued_is_what_was_left_and_what_has_come_since() -> None:
+    """The backlog of earlier turns, and the pieces of this one."""
+    receiver, server = receiver_at(0), Server(limit=30)
+    accept(receiver, 0, 0, STREAM[:100])
+    receiver.drain(server.send)
+    accept(receiver, 0, 100, STREAM[100:150])
+    assert receiver.queued == 120
+    assert receiver.window() == (CAPACITY_INITIAL - 120 + UNIT - 1) // UNIT
+
+
+@pytest.mark.parametrize(
+    ("mss", "taken", "due"), [(1460, 2919, False), (1460, 2920, True), (65480, 130_960, True)]
+)
+def test_a_window_update_is_due_from_two_segments_on(mss: int, taken: int, due: bool) -> None:
+    """Or from half of the capacity on, if that is less: RFC 9293, 3.8.6.2.2."""
+    receiver, server = receiver_at(0, mss=mss), Server()
+    receiver.window()
+    accept(receiver, 0, 0, STREAM[:taken])
+    receiver.drain(server.send)
+    assert receiver.window_update_due() is due
