@@ -478,11 +478,11 @@ class Sender:
             return
         self.counters.count("tcp.tail_probe")
         start = self.end  # of our FIN, if it was sent
-        if self.next == self.end:
+        if self.next <= self.end:
             start = max(
                 scoreboard.last_start(),
-                self.end - self.maximum_segment_size,
-                self._chunk_at(self.end - 1)[0],
+                self.next - self.maximum_segment_size,
+                self._chunk_at(self.next - 1)[0],
             )
         self._tail_probed = self.next
         self._tail_flight = self._flight_size()

@@ -430,3 +430,19 @@ def test_a_server_that_writes_octet_by_octet_costs_no_more_than_its_octets() -> 
     b.lengths()
     b.times_out()
     assert b.lengths() == [(0, 1000)]
+
+
+def test_the_tail_is_what_was_sent_last_not_what_waits_for_the_window() -> None:
+    """RFC 8985, 7.3: what the window keeps back is no tail."""
+    b = bench(window=1000, selective=True)
+    b.host_says(1000)
+    b.now += 0.01
+    b.acknowledges(1000, 4000)
+    b.sender.take(STREAM[1000:5000], 4000)
+    b.acknowledges(1000, 2500)
+    assert b.lengths() == [(0, 1000), (1000, 1000), (2000, 1000)]
+    b.now = b.sender.tail_probe_at
+    b.sender.on_tail_probe(b.transmit, b.now)
+    assert [(position, len(octets), flags & FIN) for position, octets, flags in b.sent] == [
+        (2000, 1000, 0)
+    ]
