@@ -256,7 +256,7 @@ class TcpFlow(GuestHalf):
         sender = self.sender
         if now >= sender.retransmit_at:
             self._on_retransmission_timeout(now)
-        elif now >= sender.probe_at:
+        elif now >= sender.window.probe_at:
             self.counters.count("tcp.window_probe")
             self.output.probe()
             if not sender.on_probe_sent(now):

@@ -228,7 +228,7 @@ class GuestHalf:
             self.output.owed = True
         else:
             if offset == -1 and flags & ACK:
-                self.sender.on_keepalive_window(self.sender.position_of(acknowledgment), window)
+                self.sender.on_keepalive(self.sender.position_of(acknowledgment), window)
             # Answered without limit, two ends that disagree would answer each other for ever.
             self._challenge(now)
         return False
@@ -336,7 +336,7 @@ class GuestHalf:
             if not changed and not length and not flags & FIN:
                 sender.on_duplicate_acknowledgment(now)
             sender.on_alive()
-        elif position < sender.acknowledged - max(sender.largest_window, 0xFFFF):
+        elif position < sender.acknowledged - max(sender.window.largest, 0xFFFF):
             self._challenge(now)  # RFC 5961, 5.2
             return False
         if selective and sender.selective:

@@ -1,9 +1,9 @@
 """The sending side of the guest half: the host's bytes, until the guest has acknowledged them.
 
-It owns the sequence space of the host's direction: what is unacknowledged (RFC 9293, 3.8),
-the guest's window and its probing (3.8.6), when what was lost is repeated (RFC 6298, RFC 6675,
-RFC 8985), and our FIN. What is lost its `Scoreboard` says, and how much may be in flight its
-`CongestionControl`. It does not know states, headers, or where bytes come from.
+It owns the sequence space of the host's direction: what is unacknowledged (RFC 9293, 3.8), when
+what was lost is repeated (RFC 6298, RFC 6675, RFC 8985), and our FIN. What is lost its
+`Scoreboard` says, how much may be in flight its `CongestionControl`, and how much the guest takes
+its `GuestWindow`. It does not know states, headers, or where bytes come from.
 
 It never holds bytes that it may not send: `room` says how many the guest would take now,
 and only so many are read from the host. What it retains is what is in flight.
@@ -20,8 +20,9 @@ from typing import Protocol
 from attrs import Factory, define, field
 
 from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM, CongestionControl
-from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM, RoundTripTime
+from qemu_usernat.nat.tcp.rtt import RoundTripTime
 from qemu_usernat.nat.tcp.scoreboard import Scoreboard
+from qemu_usernat.nat.tcp.window import GuestWindow
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.primitives.time import MS, NEVER
@@ -32,7 +33,6 @@ RETRANSMISSIONS_MAXIMUM = 15
 
 MSS_DEFAULT = 536  # bytes; RFC 9293, 3.7.1 (MUST-15), where the guest's SYN names none
 MSS_MINIMUM = 88  # bytes; Linux's floor: smaller ones serve only to cost a segment for each byte
-SCALE_MAXIMUM = 14  # RFC 7323, 2.3
 
 DUPLICATE_ACKS = 3  # RFC 5681, 3.2; DupThresh of RFC 6675
 
@@ -44,8 +44,6 @@ TAIL_PROBE_DELAYED_ACK = 200 * MS
 
 PATIENCE_ROUNDS = 16  # recoveries after which spurious repetitions are forgotten: RFC 8985, 6.2
 PATIENCE_STEPS_MAXIMUM = 64  # of a quarter of a round trip each; a round trip bounds them anyway
-
-PROBE_STEPS_MAXIMUM = 9  # doublings of 200 ms that make RTO_MAXIMUM
 
 JOINED_BELOW = 4096
 """Octets below which neighbours are retained as one: a server that writes octet by octet costs
@@ -77,12 +75,11 @@ class Sender:
     congestion: CongestionControl = Factory(
         lambda self: self.control(self.maximum_segment_size), takes_self=True
     )
-    scale: int = 0
-    """Shift of the windows that the guest sends; 0 where it did not offer one."""
     selective: bool = False
     """Whether the guest acknowledges selectively (RFC 2018)."""
     round_trip: RoundTripTime = Factory(RoundTripTime)
     scoreboard: Scoreboard = Factory(Scoreboard)
+    window: GuestWindow = Factory(GuestWindow)
 
     acknowledged: int = 0
     """SND.UNA."""
@@ -90,27 +87,15 @@ class Sender:
     """SND.NXT: one past the last position ever sent."""
     end: int = 0
     """Octets taken from the host; all of them sent, unless the window was shrunk meanwhile."""
-    window_edge: int = 0
-    """SND.UNA + SND.WND: may move back, for guests do shrink their windows."""
-    largest_window: int = 0
     fin_queued: bool = False
     data_waiting: bool = False
     """The host has bytes that the guest's window does not admit: the window must be probed."""
 
     retransmit_at: float = NEVER
-    probe_at: float = NEVER
     tail_probe_at: float = NEVER
     retransmissions: int = 0
-    probes: int = 0
-    """Probes of a closed window that nobody has answered."""
 
     _chunks: list[tuple[int, memoryview]] = field(factory=list)
-    _window_sequence: int = 0
-    """SND.WL1."""
-    _window_acknowledgment: int = 0
-    """SND.WL2."""
-    _probe_steps: int = 0
-    """How often the interval between probes has doubled."""
     _duplicate_acks: int = 0
     _recovery_point: int | None = None
     """Where the repair that is going on will have ended."""
@@ -137,11 +122,9 @@ class Sender:
         offered = max(maximum_segment_size or MSS_DEFAULT, MSS_MINIMUM)
         # Even, so that the checksums of many segments can be summed at once.
         self.maximum_segment_size = min(offered, self.maximum_segment_size) & ~1
-        self.scale = min(window_scale or 0, SCALE_MAXIMUM)
         self.selective = selective
         self.congestion = self.control(self.maximum_segment_size)
-        self._window_sequence = sequence
-        self.window_edge = self.largest_window = window  # not scaled: RFC 7323, 2.2
+        self.window.begin(sequence, window, window_scale)
 
     # -- from the host
 
@@ -157,14 +140,14 @@ class Sender:
             return usable
         if usable <= 0:
             return 0
-        if self.next == self.acknowledged or usable * 2 >= self.largest_window:
+        if self.next == self.acknowledged or usable * 2 >= self.window.largest:
             return usable
         return 0
 
     def _limit(self) -> int:
         """The position before which everything may be sent."""
         return min(
-            self.window_edge,
+            self.window.edge,
             self.next + self.congestion.window - self._in_flight(),
             self.acknowledged + FLIGHT_MAXIMUM,
         )
@@ -206,14 +189,14 @@ class Sender:
                 self.next += 1
         if self.next > first:
             self.scoreboard.sent(first, self.next, now)
-            self.probe_at = NEVER
+            self.window.probe_at = NEVER
             if self.retransmit_at == NEVER:
                 self.retransmit_at = now + self.round_trip.timeout
             self._arm_tail_probe(now)
 
     def _may_send_fin(self) -> bool:
         # A FIN into a closed window, with nothing else in flight, is its own probe.
-        return self.window_edge > self.end or self.acknowledged == self.next
+        return self.window.edge > self.end or self.acknowledged == self.next
 
     def _send_new(self, limit: int, transmit: Transmit) -> int:
         """Send the octets from `next` on that lie in one chunk; how many, or 0 to avoid a silly
@@ -272,34 +255,18 @@ class Sender:
         return self.acknowledged + difference(acknowledgment, self.sequence_of(self.acknowledged))
 
     def on_window(self, sequence: int, position: int, window: int) -> bool:
-        """The guest's window field, still unscaled; True if the window changed.
-
-        Only from a segment that is not older than the last one used (RFC 9293, 3.10.7.4,
-        fifth: SND.WL1 and SND.WL2).
-        """
-        newer = difference(sequence, self._window_sequence)
-        if newer < 0 or (newer == 0 and position < self._window_acknowledgment):
-            return False
-        self._window_sequence, self._window_acknowledgment = sequence, position
-        size = window << self.scale
-        edge = position + size
-        changed = edge != self.window_edge
-        if self.window_edge <= self.acknowledged < edge and self._slow:
+        """The guest's window field, still unscaled; True if the window changed."""
+        closed = self.window.edge <= self.acknowledged
+        changed = self.window.take(sequence, position, window)
+        if closed and self._slow and self.window.edge > self.acknowledged:
             # What was repeated into a closed window, as a probe, is not on its way.
             self.scoreboard.lose_first(self.maximum_segment_size)
-        self.window_edge = edge
-        if size:
-            self._probe_steps = 0
-        if size > self.largest_window:
-            self.largest_window = size
         return changed
 
-    def on_keepalive_window(self, position: int, window: int) -> None:
-        """The window in a guest's keepalive, whose number is too old for `on_window`: it may
-        tell of an opening that was lost on its way, and of nothing else."""
-        edge = position + (window << self.scale)
-        if position == self.acknowledged and edge > self.window_edge:
-            self.on_window(self._window_sequence, position, window)
+    def on_keepalive(self, position: int, window: int) -> None:
+        """A guest's keepalive, with an old number and maybe a new window."""
+        if position == self.acknowledged:
+            self.window.take_late(position, window)
 
     def on_acknowledgment(self, position: int, now: float) -> None:
         """The guest acknowledges everything before `position`, which is beyond SND.UNA."""
@@ -314,7 +281,7 @@ class Sender:
         while ended < len(chunks) and chunks[ended][0] + len(chunks[ended][1]) <= position:
             ended += 1
         del chunks[:ended]
-        self.retransmissions = self.probes = 0
+        self.retransmissions = self.window.unanswered = 0
         if position < self.next:
             self.retransmit_at = now + self.round_trip.timeout
             self._arm_tail_probe(now)
@@ -375,11 +342,11 @@ class Sender:
                 self._begin_repair(now)
         while scoreboard.lost:
             start, end = scoreboard.first_lost()
-            if start >= self.window_edge:
+            if start >= self.window.edge:
                 return  # the window was shrunk; the timer probes
             if start > self.acknowledged and self._in_flight() >= self.congestion.window:
                 return  # only the first hole never waits: RFC 6675, 5, step 4.3
-            self._send_again(start, min(end, max(self.window_edge, start + 1)), transmit, now)
+            self._send_again(start, min(end, max(self.window.edge, start + 1)), transmit, now)
 
     def _patience(self) -> float:
         """How long something may be overtaken before it counts as lost: RFC 8985, 6.2, 4."""
@@ -429,7 +396,12 @@ class Sender:
 
     def deadline(self) -> float:
         """When the first of the timers rings."""
-        return min(self.retransmit_at, self.probe_at, self.tail_probe_at, self.scoreboard.judge_at)
+        return min(
+            self.retransmit_at,
+            self.window.probe_at,
+            self.tail_probe_at,
+            self.scoreboard.judge_at,
+        )
 
     def on_retransmission_timeout(self, transmit: Transmit, now: float) -> bool:
         """Nothing came back: all counts as lost, the first segment goes again, and the next
@@ -474,7 +446,7 @@ class Sender:
         scoreboard = self.scoreboard
         if not scoreboard.in_flight or scoreboard.lost or scoreboard.delivered:
             return
-        if self.window_edge < self.next:
+        if self.window.edge < self.next:
             return
         self.counters.count("tcp.tail_probe")
         start = self.end  # of our FIN, if it was sent
@@ -497,21 +469,16 @@ class Sender:
 
     def on_alive(self) -> None:
         """An acceptable ACK while the window is closed: the guest lives, keep probing it."""
-        self.probes = 0
-        if self.window_edge <= self.acknowledged:
+        self.window.unanswered = 0
+        if self.window.edge <= self.acknowledged:
             self.retransmissions = 0
 
     def arm_probe(self, now: float) -> None:
-        """Start the persist timer if the guest's window keeps something waiting (3.8.6.1)."""
+        """See to it that a window which keeps something waiting is asked for (3.8.6.1)."""
         stuck = self.data_waiting or self.next < self.end
-        if not stuck or self.in_flight or self.room():
-            self.probe_at = NEVER
-        elif self.probe_at == NEVER:
-            self.probe_at = now + min(self.round_trip.timeout * 2**self._probe_steps, RTO_MAXIMUM)
+        waits = stuck and not self.in_flight and not self.room()
+        self.window.arm(waits, self.round_trip.timeout, now)
 
     def on_probe_sent(self, now: float) -> bool:
-        """The flow has probed; later the next time. False when nothing ever answered."""
-        self.probes += 1
-        self._probe_steps = min(self._probe_steps + 1, PROBE_STEPS_MAXIMUM)
-        self.probe_at = now + min(self.round_trip.timeout * 2**self._probe_steps, RTO_MAXIMUM)
-        return self.probes <= RETRANSMISSIONS_MAXIMUM
+        """The flow has probed. False when nothing ever answered."""
+        return self.window.on_probe_sent(self.round_trip.timeout, now)

@@ -142,7 +142,7 @@ def check_memory(flow: TcpFlow) -> None:
     _check_order([receiver.position, *ends], [*starts, max(receiver.right_edge, receiver.position)])
 
     sender = flow.sender
-    window = min(max(sender.largest_window, 1), FLIGHT_MAXIMUM)
+    window = min(max(sender.window.largest, 1), FLIGHT_MAXIMUM)
     assert sender.end - sender.acknowledged <= window
     chunks = sender._chunks
     retained = sum(len(chunk) for _, chunk in chunks)

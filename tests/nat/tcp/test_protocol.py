@@ -233,8 +233,8 @@ def test_windows_are_unsigned() -> None:
 def test_a_shift_beyond_fourteen_is_fourteen(scale: int, shift: int) -> None:
     """RFC 7323, 2.3; and the window of the SYN itself is not shifted (2.2)."""
     talk = Conversation(scale=scale, window=1000)
-    assert talk.flow.sender.window_edge == 1000
-    assert talk.flow.sender.scale == shift
+    assert talk.flow.sender.window.edge == 1000
+    assert talk.flow.sender.window.scale == shift
 
 
 def test_the_octet_of_a_probe_is_taken_where_there_is_room_again() -> None:

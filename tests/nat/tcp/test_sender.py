@@ -166,9 +166,9 @@ def test_an_older_segment_does_not_bring_back_its_window() -> None:
     b.sender.on_window(50, 1000, 9000)
     assert not b.sender.on_window(49, 1000, 100)
     assert not b.sender.on_window(50, 500, 100)
-    assert b.sender.window_edge == 10_000
+    assert b.sender.window.edge == 10_000
     assert b.sender.on_window(50, 1000, 100), "the guest may shrink it"
-    assert b.sender.window_edge == 1100
+    assert b.sender.window.edge == 1100
 
 
 def test_a_timeout_starts_again_with_one_segment() -> None:
@@ -342,14 +342,14 @@ def test_a_closed_window_is_probed_for_as_long_as_the_guest_answers() -> None:
     b.acknowledges(1000, 0)
     b.sender.data_waiting = True
     b.sender.arm_probe(b.now)
-    assert b.sender.probe_at > b.now
+    assert b.sender.window.probe_at > b.now
     for _ in range(5 * RETRANSMISSIONS_MAXIMUM):
-        b.now = b.sender.probe_at
+        b.now = b.sender.window.probe_at
         assert b.sender.on_probe_sent(b.now)
         b.acknowledges(1000, 0)
-        assert b.now < b.sender.probe_at <= b.now + RTO_MAXIMUM
+        assert b.now < b.sender.window.probe_at <= b.now + RTO_MAXIMUM
     b.acknowledges(1000, 500)
-    assert b.sender.probe_at == NEVER
+    assert b.sender.window.probe_at == NEVER
     assert b.host_says(500) == 500
 
 
@@ -360,8 +360,8 @@ def test_probes_that_nothing_answers_wait_longer_and_come_to_an_end() -> None:
     b.sender.arm_probe(b.now)
     waits = []
     while True:
-        waits.append(b.sender.probe_at - b.now)
-        b.now = b.sender.probe_at
+        waits.append(b.sender.window.probe_at - b.now)
+        b.now = b.sender.window.probe_at
         if not b.sender.on_probe_sent(b.now):
             break
     assert waits[:4] == [1, 2, 4, 8]
@@ -385,7 +385,7 @@ def test_whatever_the_guest_answers(isn: int, steps: list[tuple[str, int]]) -> N
     sender = b.sender
     highest = 0
     for action, number in steps:
-        edge_before = sender.window_edge
+        edge_before = sender.window.edge
         b.now += 0.01
         if action == "say":
             if b.host_says(number) < number and not sender.fin_queued:
@@ -396,14 +396,14 @@ def test_whatever_the_guest_answers(isn: int, steps: list[tuple[str, int]]) -> N
         elif action == "ack":
             b.acknowledges(min(sender.next, sender.acknowledged + number), 3000)
         elif action == "same":
-            b.acknowledges(sender.acknowledged, max(0, sender.window_edge - sender.acknowledged))
+            b.acknowledges(sender.acknowledged, max(0, sender.window.edge - sender.acknowledged))
         elif action == "shrink":
             b.acknowledges(sender.acknowledged, number % 3000)
         elif sender.retransmit_at != NEVER:
             b.times_out()
             sender.retransmissions = 0
         sender.arm_probe(b.now)
-        edge = max(edge_before, sender.window_edge)
+        edge = max(edge_before, sender.window.edge)
         for position, octets, flags in b.sent:
             stop = position + len(octets)
             assert octets == STREAM[position:stop]
@@ -416,7 +416,7 @@ def test_whatever_the_guest_answers(isn: int, steps: list[tuple[str, int]]) -> N
         if sender.in_flight:
             assert sender.retransmit_at <= b.now + RTO_MAXIMUM
         elif (sender.data_waiting or sender.next < sender.end) and not sender.room():
-            assert sender.probe_at <= b.now + RTO_MAXIMUM
+            assert sender.window.probe_at <= b.now + RTO_MAXIMUM
         if not sender.in_flight:
             assert sender.retransmit_at == NEVER
 
