@@ -272,12 +272,12 @@ class Receiver:
     def window(self) -> int:
         """The window to send now, in units of 2**scale; moves the right edge.
 
-        The edge moves by an MSS or half the capacity at least (RFC 9293, 3.8.6.2.2), never
+        The edge moves by an MSS at least (RFC 9293, 3.8.6.2.2; half of the capacity is more), never
         back, and is rounded up to the scale so that rounding does not move it back either.
         """
         wanted = self.position + self.capacity - self.queued
-        step = min(self.maximum_segment_size, self.capacity // 2)
-        edge = wanted if wanted - self.right_edge >= step else self.right_edge
+        opens = wanted - self.right_edge >= self.maximum_segment_size
+        edge = wanted if opens else self.right_edge
         unit = 1 << self.scale
         units = (edge - self.position + unit - 1) >> self.scale
         if units > 0xFFFF:
@@ -297,7 +297,7 @@ class Receiver:
         # No more than the field can say: the same window again reads as a duplicate ACK.
         largest = 0xFFFF << self.scale
         wanted = self.position + min(self.capacity - self.queued, largest)
-        step = min(self.maximum_segment_size * 2, self.capacity // 2, largest // 2)
+        step = min(self.maximum_segment_size * 2, largest // 2)
         return wanted - self.right_edge >= step
 
     def _position_of(self, sequence: int) -> int:

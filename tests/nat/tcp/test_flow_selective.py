@@ -249,6 +249,16 @@ def test_a_lost_tail_is_probed_for_before_the_timer() -> None:
     assert talk.counters["tcp.retransmission_timeout"] == 0
 
 
+def test_an_alarm_that_comes_late_probes_the_tail_all_the_same() -> None:
+    """The loop has more to do than to wake one flow."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.now = talk.flow.deadline() + 0.001
+    talk.flow.on_deadline(talk.now)
+    talk.end_turn()
+    assert numbers(talk, first) == [3]
+
+
 def test_one_probe_and_then_the_timer() -> None:
     """If it is lost, too: RFC 8985, 7.2, and RFC 6298, 5, counted from the probe."""
     talk = opened()

@@ -224,7 +224,8 @@ def test_single_octets_into_a_full_queue_do_not_stretch_it() -> None:
     """Rounding up costs a little room with each octet: it must come to an end."""
     receiver, server = receiver_at(0), Server(0)
     receiver.capacity = 1 << 14
-    while receiver.window():
+    while window := receiver.window():
+        assert 0 <= receiver.right_edge - receiver.position - window * UNIT < UNIT
         accept(receiver, 0, receiver.position, b"x")
         receiver.drain(server.send)
         assert receiver.queued <= (1 << 14) + ROUNDING_ROOM + UNIT
@@ -472,3 +473,25 @@ def test_a_window_update_is_due_from_two_segments_on(mss: int, taken: int, due: 
     accept(receiver, 0, 0, STREAM[:taken])
     receiver.drain(server.send)
     assert receiver.window_update_due() is due
+
+
+def test_each_growth_is_earned_anew() -> None:
+    """What was taken for the first doubling does not count for the second."""
+    receiver, server = receiver_at(0), Server()
+    position = 0
+
+    def takes(length: int) -> None:
+        nonlocal position
+        while length:
+            receiver.window()
+            size = min(length, MSS)
+            accept(receiver, 0, position, bytes(size))
+            receiver.drain(server.send)
+            position, length = position + size, length - size
+
+    takes(CAPACITY_INITIAL)
+    assert receiver.capacity == 2 * CAPACITY_INITIAL
+    takes(2 * CAPACITY_INITIAL - 1)
+    assert receiver.capacity == 2 * CAPACITY_INITIAL
+    takes(1)
+    assert receiver.capacity == 4 * CAPACITY_INITIAL
