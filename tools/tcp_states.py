@@ -24,14 +24,16 @@ HEAD = """\
 differ.*
 
 A flow is two halves. The **guest half** is one end of a TCP connection with the guest's kernel, in
-the states of RFC 9293, 3.3.2: we play the server that the guest called. Two of its states are said
-more exactly than there: SYN-HELD is LISTEN with a SYN that waits for the host half, and RESET is
-CLOSED by a reset. The **host half** is a stream socket to the server that the guest meant. What one
+the states of RFC 9293, 3.3.2: mostly we play the server that the guest called, and begin in SYN-HELD;
+where we call the guest, in SYN-SENT. Two states are said more exactly than there: SYN-HELD is LISTEN
+with a SYN that waits for the host half, and RESET is CLOSED by a reset. The **host half** is a stream socket to the server that the guest meant. What one
 half owes the other stands in the **joint rules**.
 
 A flow changes a state only by looking up (state, event) in these tables; a pair that is not here is
 refused by name, as a bug of ours.
 """
+
+RESETS = (GuestEvent.RST_RECEIVED, GuestEvent.ABORTED)
 
 Row = Transition[GuestState, GuestEvent] | Transition[HostState, HostEvent]
 
@@ -42,12 +44,12 @@ def render() -> str:
         [
             HEAD,
             "## The guest half\n",
-            *_diagram(GUEST_TRANSITIONS, start=GuestState.SYN_HELD),
-            "Resets are left out of the picture: from every state but TIME-WAIT, "
-            "and the two ends, one leads to RESET.\n",
+            *_diagram(GUEST_TRANSITIONS, GuestState.SYN_HELD, GuestState.SYN_SENT),
+            "Resets are left out of the picture: from every state but TIME-WAIT and the two ends "
+            "one leads to RESET, or where the guest has sent its FIN, to CLOSED.\n",
             *_table(GUEST_TRANSITIONS),
             "## The host half\n",
-            *_diagram(HOST_TRANSITIONS, start=HostState.IDLE),
+            *_diagram(HOST_TRANSITIONS, HostState.IDLE),
             *_table(HOST_TRANSITIONS),
             "## Joint rules\n",
             "At the end of each turn a flow pays what its pair of states owes, in this order.\n",
@@ -56,12 +58,13 @@ def render() -> str:
     )
 
 
-def _diagram(rows: Iterable[Row], *, start: GuestState | HostState) -> list[str]:
-    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {_identifier(start)}"]
+def _diagram(rows: Iterable[Row], *starts: GuestState | HostState) -> list[str]:
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {_identifier(start)}" for start in starts]
     lines += [
         f"    {_identifier(row.state)} --> {_identifier(row.target)}: {row.event.value}"
         for row in rows
-        if row.target is not GuestState.RESET
+        if row.event not in RESETS
     ]
     return [*lines, "```", ""]
 
