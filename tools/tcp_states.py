@@ -23,11 +23,12 @@ HEAD = """\
 *This page is made from `qemu_usernat/nat/tcp/states.py` by `make docs`; a test fails when they
 differ.*
 
-A flow is two halves. The **guest half** is one end of a TCP connection with the guest's kernel, in
-the states of RFC 9293, 3.3.2: mostly we play the server that the guest called, and begin in SYN-HELD;
-where we call the guest, in SYN-SENT. Two states are said more exactly than there: SYN-HELD is LISTEN
-with a SYN that waits for the host half, and RESET is CLOSED by a reset. The **host half** is a stream socket to the server that the guest meant. What one
-half owes the other stands in the **joint rules**.
+A flow is two halves. The **guest half** is one end of a TCP connection with the guest's kernel,
+in the states of RFC 9293, 3.3.2: mostly we play the server that the guest called, and begin in
+SYN-HELD; where we call the guest, in SYN-SENT. Two states are said more exactly than there: SYN-
+HELD is LISTEN with a SYN that waits for the host half, and RESET is CLOSED by a reset. The **host
+half** is a stream socket to the server that the guest meant. What one half owes the other stands
+in the **joint rules**.
 
 A flow changes a state only by looking up (state, event) in these tables; a pair that is not here is
 refused by name, as a bug of ours.
