@@ -23,6 +23,9 @@ FROM_GUEST = _RANDOM.randbytes(1 << 22)
 FROM_HOST = _RANDOM.randbytes(1 << 22)
 """The two streams: without a period, so that an octet in the wrong place is seen."""
 
+ROUND_TRIP = 0.01
+"""Seconds of a healed wire. Were it none, a thousand rounds would go by before any timer rings."""
+
 R2 = 100.0  # seconds; RFC 9293, 3.8.3: nobody is given up sooner
 CALLS_UNHEARD = 8
 """Nor before so many segments, at least, had no answer: a SYN eight, nine keepalives, fifteen

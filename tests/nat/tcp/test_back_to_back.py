@@ -31,7 +31,7 @@ from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.primitives.sequence import MODULUS
 from qemu_usernat.wire.packets import FIN, PSH
 from tests.nat.tcp.ends import START, End
-from tests.nat.tcp.machinery import CALLS, FROM_GUEST, FROM_HOST
+from tests.nat.tcp.machinery import CALLS, FROM_GUEST, FROM_HOST, ROUND_TRIP
 
 ENDS = st.sampled_from([0, 1])
 ISNS = st.sampled_from([0, MODULUS - 1, MODULUS - 2, MODULUS - 3000, 77])
@@ -262,6 +262,7 @@ class TwinMachine(RuleBasedStateMachine):
         for _ in range(2000):
             self.deliver_everything()
             self.the_server_does_accept()
+            self.advance(self.now + ROUND_TRIP)
             if not any(end.wire for end in self.ends):
                 if all(end.is_over for end in self.ends):
                     break

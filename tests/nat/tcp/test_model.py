@@ -42,6 +42,7 @@ from tests.nat.tcp.machinery import (
     CALLS,
     FROM_GUEST,
     FROM_HOST,
+    ROUND_TRIP,
     TroubledSocket,
     WatchedLine,
     check_deadline,
@@ -445,6 +446,7 @@ class TcpMachine(RuleBasedStateMachine):
             self.guest.unread = 0
             self.guest.transmits(self.now)
             self.a_round_goes_well()
+            self.advance(self.now + ROUND_TRIP)
             if not self.guest.wire and not self.to_guest:
                 if self.flow.finished and not self.guest.wants:
                     break
