@@ -131,6 +131,7 @@ class TcpFlow(GuestHalf):
 
     def flush(self, now: float) -> None:
         """Pay what this turn's events owe: to the host first, so that the guest hears of it."""
+        self._turn_acks = 0
         drained = False
         if self.receiver.queued:
             drained = bool(self.receiver.backlog)

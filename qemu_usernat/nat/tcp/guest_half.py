@@ -32,6 +32,10 @@ SINGLE_ACKS = 64
 """Segments acknowledged one by one after a gap: a wire that loses segments loses ACKs, too, and a
 guest that has slowed down to a few segments hears of each before its timer rings (measured)."""
 
+TURN_ACKS = 4
+"""Of these, in one turn, to a guest that hears of blocks: the others would cost it and us as much
+as the segments do, and tell nothing more."""
+
 
 @define(eq=False)
 class GuestHalf:
@@ -53,6 +57,8 @@ class GuestHalf:
     _challenged_at: float = -NEVER
     _single_acks: int = 0
     """How many segments more are acknowledged one by one."""
+    _turn_acks: int = 0
+    """How many were in this turn."""
 
     def __attrs_post_init__(self) -> None:
         options = syn_options(self.receiver.maximum_segment_size, WINDOW_SCALE, True)
@@ -352,7 +358,7 @@ class GuestHalf:
         if receiver.accept(sequence, payload, length):
             if self._single_acks and not flags & FIN:
                 self._single_acks -= 1
-                output.ack()
+                self._ack_alone()
             elif gap or not flags & PSH or length >= receiver.maximum_segment_size:
                 output.owed = True  # a gap is filled (RFC 5681, 4.2), or a full segment has come
             elif output.owed_at == NEVER:
@@ -366,7 +372,15 @@ class GuestHalf:
             # repeats what was lost, and waits for its timer otherwise (RFC 5681, 3.2 and 4.2).
             self.counters.count("tcp.out_of_order")
             self._single_acks = SINGLE_ACKS
-            output.ack()
+            self._ack_alone()
+
+    def _ack_alone(self) -> None:
+        """An ACK for this segment; from some on the turn's last one tells as much, in blocks."""
+        if self.sender.selective and self._turn_acks == TURN_ACKS:
+            self.output.owed = True
+        else:
+            self._turn_acks += 1
+            self.output.ack()
 
     def _on_fin(self, in_order: bool) -> None:
         self.output.owed = True

@@ -72,6 +72,8 @@ class Receiver:
     delivered_since_growth: int = 0
     _recent: list[int] = field(factory=list)
     """Where the latest arrivals beyond a gap began, the newest first."""
+    _recent_end: int = 0
+    """One past the newest of them."""
     _duplicate: tuple[int, int] | None = None
     """Octets that came twice, not yet told of: (start, end)."""
 
@@ -109,8 +111,7 @@ class Receiver:
             return False
         if start > self.position:
             self._keep(start, view)
-            self._recent.insert(0, start)
-            del self._recent[2 * SELECTIVE_BLOCKS :]
+            self._note(start, start + len(view))
             return False
         self._deliver(view, len(view))
         self._deliver_kept()
@@ -151,6 +152,15 @@ class Receiver:
             start, octets = self.out_of_order.pop(0)
             fresh = octets[self.position - start :]
             self._deliver(fresh, len(fresh))
+
+    def _note(self, start: int, end: int) -> None:
+        """An arrival beyond a gap: the newest; in the place of the one that it follows on."""
+        if self._recent and start == self._recent_end:
+            self._recent[0] = start
+        else:
+            self._recent.insert(0, start)
+            del self._recent[2 * SELECTIVE_BLOCKS :]
+        self._recent_end = end
 
     def _keep(self, start: int, view: memoryview) -> None:
         """Store the parts of `view` that are not stored yet."""

@@ -228,3 +228,15 @@ def test_after_a_gap_each_segment_is_acknowledged_alone() -> None:
         talk.guest.gets(ACK, ack=number * MSS)
     talk.guest.gets(ACK, ack=(74) * MSS)
     talk.guest.gets_nothing()
+
+
+def test_a_guest_that_hears_of_blocks_gets_four_acks_a_turn_and_a_last_one() -> None:
+    """Behind a gap at full speed an ACK for each segment costs as much as the segments do."""
+    talk = Conversation.open(selective=True)
+    with talk.turn():
+        for number in range(1, 21):
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+    blocks = [segment.selective for segment in talk.guest.loses_everything()]
+    assert blocks == [((MSS, end * MSS),) for end in (2, 3, 4, 5, 21)]
+    talk.guest.sends(ACK, bytes(MSS), at=21 * MSS)
+    assert talk.guest.gets(ACK, ack=0).selective == ((MSS, 22 * MSS),)
