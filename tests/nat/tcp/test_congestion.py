@@ -138,6 +138,24 @@ def test_cubic_after_a_silence_doubles_up_to_its_share() -> None:
     assert fly(cubic, 0.0, 5) == pytest.approx([2, 4, 8, 16, 28], abs=0.2)
 
 
+def test_cubic_after_a_silence_has_forgotten_the_path() -> None:
+    """RFC 9438, 4.8: it grows from where slow start ended, not back to where the loss was."""
+    cubic = Cubic(MSS)
+    fly(cubic, 0.0, 6)
+    cubic.on_timeout(20 * MSS, 10.0)
+    assert fly(cubic, 10.0, 40)[-1] < 50
+
+
+def test_a_pause_is_no_time_for_cubic() -> None:
+    """RFC 9438, 5.8: what was not tried is not known to be good."""
+    cubic = Cubic(MSS)
+    fly(cubic, 0.0, 6)
+    cubic.on_loss(cubic.window, 10.0)
+    before = fly(cubic, 10.0, 10)
+    after = fly(cubic, 1000.0, 2)
+    assert after[-1] - before[-1] < 2.5 * (before[-1] - before[-2])
+
+
 @given(
     make=st.sampled_from(list(CONTROLS.values())),
     segment=st.integers(88, 65480),

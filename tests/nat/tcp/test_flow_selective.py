@@ -141,6 +141,18 @@ def test_three_segments_beyond_a_hole_are_proof_enough() -> None:
     assert numbers(talk, first) == [0]
 
 
+def test_a_repair_has_no_patience() -> None:
+    """What else is lost of the same flight is repeated at once (RFC 8985, 6.2, step 4)."""
+    talk = opened()
+    first = says(talk, 8)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 5)])
+    assert numbers(talk, first) == [0]
+    talk.guest.sends(ACK, ack=first + 5 * MSS)
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, ack=first + 5 * MSS, selective=[block(first, 6, 7)])
+    assert numbers(talk, first) == [5]
+
+
 def test_many_holes_are_repaired_in_one_round_trip() -> None:
     """Every second segment of sixteen, told of by four blocks an ACK, the newest first: none waits
     for another, and none was overtaken by one of its own ACK."""
@@ -215,6 +227,10 @@ def test_what_came_twice_makes_more_patient_and_is_forgotten() -> None:
     for _ in range(PATIENCE_ROUNDS):
         assert 0.25 < patience_of(talk) <= 0.75
     assert patience_of(talk) == pytest.approx(0.25)
+    for _ in range(9):
+        end = says(talk, 1) + MSS
+        talk.guest.sends(ACK, selective=[(end - MSS, end)])
+    assert 0.75 < patience_of(talk) <= 1.25, "a round trip, as smoothed, is the most"
 
 
 def test_a_block_within_the_second_one_came_twice() -> None:
@@ -303,10 +319,33 @@ def test_no_tail_probe_while_something_is_repaired() -> None:
     talk.guest.gets_nothing()
 
 
-@pytest.mark.parametrize("needless", [True, False])
-def test_a_probe_that_repaired_a_loss_is_a_loss(needless: bool) -> None:
-    """RFC 8985, 7.4: reno sends less then, unless the probe came twice; be that told by the very
-    ACK that tells of more."""
+def test_no_tail_probe_before_the_repair_has_ended() -> None:
+    """The hole is filled, but of what was sent when it was seen something is still on its way."""
+    talk = opened()
+    first = says(talk, 8)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 4)])
+    assert numbers(talk, first) == [0]
+    talk.guest.sends(ACK, ack=first + 4 * MSS)
+    talk.advance(0.19)
+    talk.guest.gets_nothing()
+
+
+def test_no_second_probe_while_the_first_is_not_answered() -> None:
+    """RFC 8985, 7.2: what is new meanwhile waits for the timer."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.advance(0.05)
+    assert numbers(talk, first) == [3]
+    talk.host.says(STREAM[first + 4 * MSS :][: 2 * MSS])
+    assert numbers(talk, first) == [4, 5]
+    talk.advance(0.15)
+    talk.guest.gets_nothing()
+
+
+@pytest.mark.parametrize("needless", ["", "told", "not told"])
+def test_a_probe_that_repaired_a_loss_is_a_loss(needless: str) -> None:
+    """RFC 8985, 7.4: reno sends less then. Unless the probe came twice, be that told by the very
+    ACK that tells of more; or by an ACK twice, from guests that tell nothing of it."""
     talk = opened(congestion="reno")
     for segments in (10, 10):
         says(talk, segments)
@@ -318,7 +357,10 @@ def test_a_probe_that_repaired_a_loss_is_a_loss(needless: bool) -> None:
     talk.host.says(STREAM[first + 10 * MSS :][:MSS])
     assert numbers(talk, first) == [10]
     talk.now += ROUND_TRIP
-    blocks = [block(first, 9, 10)] if needless else []
+    if needless == "not told":
+        talk.guest.sends(ACK, ack=first + 10 * MSS)
+        talk.guest.sends(ACK, ack=first + 10 * MSS)
+    blocks = [block(first, 9, 10)] if needless == "told" else []
     talk.guest.sends(ACK, ack=first + 11 * MSS, selective=blocks)
     if needless:
         assert talk.flow.sender.congestion.window >= window
@@ -357,12 +399,15 @@ def test_a_guest_may_throw_away_what_it_said_it_had() -> None:
     assert numbers(talk, first) == [2, 3]
 
 
-@pytest.mark.parametrize("ends", [(1, 5), (4, 6), (3, 2), (2, 2)])
-def test_blocks_of_what_was_not_sent_say_nothing(ends: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "ends", [(1, 5), (4, 6), (3, 2), (2, 2), pytest.param((1, 4 + 1 / MSS), id="an octet too far")]
+)
+def test_blocks_of_what_was_not_sent_say_nothing(ends: tuple[float, float]) -> None:
     """Beyond SND.NXT, or turned round: counted, and nothing is repeated for them."""
     talk = opened()
     first = says(talk, 4)
-    talk.guest.sends(ACK, ack=first, selective=[block(first, *ends)])
+    start, end = (first + round(segments * MSS) for segments in ends)
+    talk.guest.sends(ACK, ack=first, selective=[(start, end)])
     assert talk.counters["tcp.bad_selective_acknowledgment"] == 1
     assert talk.flow.sender.scoreboard.delivered == 0
     assert talk.flow.sender.scoreboard.judge_at > talk.now + 60
@@ -379,6 +424,16 @@ def test_an_ack_that_others_have_overtaken_says_nothing_wrong() -> None:
     talk.advance(0.19)
     assert 0 not in numbers(talk, first)
     assert talk.counters["tcp.repeated_needlessly"] == 0
+
+
+def test_a_block_that_begins_before_the_hole_says_nothing() -> None:
+    """A guest that has it would acknowledge it."""
+    talk = opened()
+    first = says(talk, 4)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, -1, 3)])
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 0, 3)])
+    assert talk.flow.sender.scoreboard.delivered == 0
+    talk.guest.gets_nothing()
 
 
 def test_blocks_without_permission_are_not_read() -> None:

@@ -76,6 +76,35 @@ def test_within_one_moment_the_position_tells_what_was_sent_first() -> None:
     assert [run for run in runs(board) if run[2] is LOST] == [(0, 4000, LOST), (5000, 6000, LOST)]
 
 
+def test_what_arrives_later_from_the_same_burst_takes_no_gap_back() -> None:
+    """The furthest of what was sent last says what was overtaken, whatever is told after it."""
+    board = sent((0, 9000, 0.0))
+    board.selected(6000, 7000, ROUND_TRIP)
+    board.selected(1000, 2000, ROUND_TRIP)
+    assert board.judge(0.0, ROUND_TRIP) == 5000
+
+
+def test_a_repetition_has_a_round_trip_of_its_own() -> None:
+    """That its octets were sent before says nothing any more."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 1.0))
+    board.sent_again(1000, 2000, 5.0)
+    board.sent(2000, 3000, 5.5)
+    board.selected(2000, 3000, 6.0)
+    assert board.judge(PATIENCE, 6.0) == 1000
+    assert board.judge_at == 5.0 + 0.5 + PATIENCE
+    assert board.judge(PATIENCE, 6.5) == 1000
+
+
+@pytest.mark.parametrize("moment", [0.1 * number for number in range(1, 60)])
+def test_at_the_moment_that_was_named_there_is_something_to_judge(moment: float) -> None:
+    """Decimal fractions are none in binary: an alarm that rings a hair too soon would ring for
+    ever."""
+    board = sent((0, 1000, moment), (1000, 2000, moment))
+    board.selected(1000, 2000, moment + 0.3)
+    assert board.judge(0.07, moment + 0.3) == 0
+    assert board.judge(0.07, board.judge_at) == 1000
+
+
 def test_a_repetition_of_the_moment_of_new_octets_is_told_apart_by_position() -> None:
     """New octets may leave before the ACKs of their turn are read, and repetitions after that."""
     board = sent((0, 3000, 0.0))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qemu_usernat.nat.tcp.congestion import CONTROLS, FLIGHT_MAXIMUM
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
+from qemu_usernat.nat.tcp.scoreboard import RUNS_MAXIMUM
 from qemu_usernat.nat.tcp.sender import RETRANSMISSIONS_MAXIMUM, Sender
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import MODULUS, add
@@ -446,3 +447,48 @@ def test_the_tail_is_what_was_sent_last_not_what_waits_for_the_window() -> None:
     assert [(position, len(octets), flags & FIN) for position, octets, flags in b.sent] == [
         (2000, 1000, 0)
     ]
+
+
+def test_octets_that_leave_one_by_one_are_not_without_end() -> None:
+    """Each leaves in a moment of its own, and nothing is acknowledged: then the rest waits in
+    the host, until something is."""
+    b = bench(window=60_000)
+    for _ in range(RUNS_MAXIMUM):
+        assert b.host_says(1) == 1
+        b.now += 1e-5
+    assert b.sender.room() == 0
+    b.acknowledges(1, 60_000)
+    assert b.host_says(5000) == 5000
+
+
+def test_a_window_that_is_not_used_does_not_grow() -> None:
+    """RFC 7661: what was not tried is not known to be good."""
+    b = bench(window=60_000, congestion="reno")
+    window = b.sender.congestion.window
+    for _ in range(20):
+        b.host_says(MSS)
+        b.now += 0.01
+        b.acknowledges(b.sender.next, 60_000)
+    assert b.sender.congestion.window == window
+    b.host_says(window)
+    b.now += 0.01
+    b.acknowledges(b.sender.next, 60_000)
+    assert b.sender.congestion.window == 2 * window
+
+
+def test_a_flight_is_not_counted_beyond_its_window() -> None:
+    """What the guest has beyond a hole makes room for more: half of all of it would be no less
+    than before the loss (RFC 5681, 3.1, equation 4)."""
+    b = bench(window=60_000, selective=True, congestion="reno")
+    b.host_says(10 * MSS)
+    b.now += 0.04
+    for _ in range(8):
+        b.acknowledges(0, 60_000, (MSS, b.sender.next))
+        b.host_says(10 * MSS)
+        b.now += 0.001
+    window = b.sender.congestion.window
+    assert b.sender.next > 4 * window
+    b.times_out()
+    assert b.sender.congestion.window == MSS
+    b.acknowledges(b.sender.next, 60_000)
+    assert b.sender.congestion.window <= window // 2
