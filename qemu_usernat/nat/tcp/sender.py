@@ -311,10 +311,9 @@ class Sender:
 
     def on_selective(self, position: int, edges: tuple[int, ...], now: float) -> None:
         """The blocks beside an acknowledgment of `position`, as sequence numbers: left, right, …"""
-        blocks = [
-            (self.position_of(left), self.position_of(right))
-            for left, right in zip(edges[::2], edges[1::2], strict=False)
-        ]
+        base, origin = self.acknowledged, self.sequence_of(self.acknowledged)
+        positions = [base + difference(edge, origin) for edge in edges]
+        blocks = list(zip(positions[::2], positions[1::2], strict=False))
         first = blocks[0]
         within_second = len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1]
         if first[0] < first[1] and (first[1] <= position or within_second):
