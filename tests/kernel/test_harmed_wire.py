@@ -4,7 +4,7 @@ The relay's chance is seeded, but two kernels' timing is not: what is asserted i
 every fate, that the octets arrive, exactly, and that the harm was truly done.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -29,8 +29,6 @@ from tests.kernel.laboratory import MIB, Laboratory, carry, some_octets
 
 pytestmark = pytest.mark.kernel
 
-RecordProperty = Callable[[str, object], None]
-
 HUNDRED_MB = 100_000_000
 MUCH_LOSS = 0.05
 """Where so much is lost, both kernels wait for ever longer timers: RFC 6298, 5.5."""
@@ -48,11 +46,11 @@ def each_way(conditions: Iterable[Condition]) -> pytest.MarkDecorator:
     )
 
 
-def _carry(lab: Laboratory, condition: Condition, way: str, octets: bytes) -> float:
+def _carry(lab: Laboratory, condition: Condition, way: str, octets: bytes) -> None:
     connection = lab.connection(condition)
     for sock in (connection.guest, connection.host):
         sock.settimeout(120)
-    goodput = carry(octets, *connection.source_and_sink(way))
+    carry(octets, *connection.source_and_sink(way))
     counts, harm = connection.relay.counts(), condition.harm
     wire = counts.to_host if way == "up" else counts.to_guest
     for what, probability in (
@@ -64,7 +62,6 @@ def _carry(lab: Laboratory, condition: Condition, way: str, octets: bytes) -> fl
         few = wire["frames"] * probability < 10
         assert few or wire[what], f"{what}: {wire}"
         assert probability or not wire[what], f"{what}: {wire}"
-    return goodput
 
 
 @each_way(
@@ -81,33 +78,26 @@ def _carry(lab: Laboratory, condition: Condition, way: str, octets: bytes) -> fl
         evolve(LOSS, name="huge socket buffers", buffers=HUGE),
     ]
 )
-def test_octets_arrive_over_a_harmful_wire(
-    lab: Laboratory, condition: Condition, way: str, record_property: RecordProperty
-) -> None:
+def test_octets_arrive_over_a_harmful_wire(lab: Laboratory, condition: Condition, way: str) -> None:
     """Whatever the wire does to frames, the stream is what was sent."""
     size = MIB // 4 if condition.harm.loss >= MUCH_LOSS else MIB
-    goodput = _carry(lab, condition, way, some_octets(size))
-    record_property("bytes_per_second", goodput)
+    _carry(lab, condition, way, some_octets(size))
 
 
 @each_way(evolve(condition, mtu=65520) for condition in (LOSS, REPEATED, REORDERED))
-def test_100_mb_arrive_at_the_default_mtu(
-    lab: Laboratory, condition: Condition, way: str, record_property: RecordProperty
-) -> None:
+def test_100_mb_arrive_at_the_default_mtu(lab: Laboratory, condition: Condition, way: str) -> None:
     """A large transfer, as large frames, over a wire that does one thing wrong."""
-    goodput = _carry(lab, condition, way, some_octets(HUNDRED_MB))
-    record_property("bytes_per_second", goodput)
+    _carry(lab, condition, way, some_octets(HUNDRED_MB))
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(1800)  # where a tenth is lost, two kernels alone need six minutes
 @each_way(CONDITIONS)
 def test_100_mb_arrive_under_every_condition(
-    lab: Laboratory, condition: Condition, way: str, record_property: RecordProperty
+    lab: Laboratory, condition: Condition, way: str
 ) -> None:
     """The same with 100 MB, in the conditions of the table of goodput."""
-    goodput = _carry(lab, condition, way, some_octets(HUNDRED_MB))
-    record_property("bytes_per_second", goodput)
+    _carry(lab, condition, way, some_octets(HUNDRED_MB))
 
 
 def test_half_close_survives_the_wire(lab: Laboratory) -> None:

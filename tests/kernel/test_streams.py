@@ -4,7 +4,6 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -25,8 +24,6 @@ from tests.kernel.laboratory import (
 
 pytestmark = pytest.mark.kernel
 
-RecordProperty = Callable[[str, object], None]
-
 MTUS = (65520, 9000, 1500, 576)
 HUNDRED_MB = 100_000_000
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: socket(7)
@@ -39,21 +36,17 @@ def abort(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("mtu", MTUS)
-def test_upload_of_100_mb_arrives_exactly(
-    lab: Laboratory, mtu: int, record_property: RecordProperty
-) -> None:
+def test_upload_of_100_mb_arrives_exactly(lab: Laboratory, mtu: int) -> None:
     """What the guest sends is what the server reads, whatever the MTU."""
     ours, theirs = lab.pair(lab.guest(mtu))
-    record_property("bytes_per_second", carry(some_octets(HUNDRED_MB), ours, theirs))
+    carry(some_octets(HUNDRED_MB), ours, theirs)
 
 
 @pytest.mark.parametrize("mtu", MTUS)
-def test_download_of_100_mb_arrives_exactly(
-    lab: Laboratory, mtu: int, record_property: RecordProperty
-) -> None:
+def test_download_of_100_mb_arrives_exactly(lab: Laboratory, mtu: int) -> None:
     """What the server sends is what the guest reads, whatever the MTU."""
     ours, theirs = lab.pair(lab.guest(mtu))
-    record_property("bytes_per_second", carry(some_octets(HUNDRED_MB), theirs, ours))
+    carry(some_octets(HUNDRED_MB), theirs, ours)
 
 
 def test_both_directions_at_once(lab: Laboratory) -> None:
