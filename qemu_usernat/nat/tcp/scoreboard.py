@@ -7,8 +7,10 @@ lost, be it the first transmission or the fifth. So a repetition that is lost it
 to be, which no counting of duplicates can do. It does not know when anything may be sent, or
 that a guest may be without selective acknowledgments.
 
-Positions are those of the `sender`. Octets of one fate that were sent at one moment are one
-*run*: a burst is one object until a part of it fares differently.
+Positions are those of the `sender`. Octets of one fate that were sent in one go are one
+*run*: a burst is one object until a part of it fares differently. What was sent before what
+is told by a serial number, as several bursts may leave at one moment of the clock, and what
+is repeated after new octets is not older than they are.
 """
 
 from bisect import bisect_right
@@ -38,10 +40,12 @@ IN_FLIGHT, DELIVERED, LOST = Fate.IN_FLIGHT, Fate.DELIVERED, Fate.LOST
 
 @define(eq=False)
 class Run:
-    """Octets from `start` to before `end` that share a fate and a moment of sending."""
+    """Octets from `start` to before `end` that share a fate and a transmission."""
 
     start: int
     end: int
+    order: int
+    """Of all transmissions, which was their last."""
     sent_at: float
     repeated: bool
     """Sent more than once: which of the copies has arrived is not known (Karn)."""
@@ -57,12 +61,13 @@ class Transmission:
 
     start: int
     end: int
+    order: int
     sent_at: float
 
 
 @define
 class Scoreboard:
-    """The octets in flight, in order of position, and their transmissions, in order of time."""
+    """The octets in flight, in order of position, and their transmissions, in theirs."""
 
     in_flight: int = 0
     """Octets that are on their way: RFC 6675's pipe."""
@@ -70,6 +75,8 @@ class Scoreboard:
     """Octets that the guest has beyond a gap."""
     lost: int = 0
     """Octets to be sent again."""
+    repeated: int = 0
+    """Octets that were ever sent again."""
     smallest_round_trip: float = NEVER
     reordered: bool = False
     """Whether octets were seen to overtake others, as on some wires they do."""
@@ -82,9 +89,14 @@ class Scoreboard:
     """No run before it is lost."""
     _furthest: int = 0
     """One past the last position that has arrived."""
-    _newest_sent_at: float = -NEVER
-    """Of all that has arrived, the time of what was sent last: RACK.xmit_ts."""
+    _order: int = 0
+    """Of the newest transmission."""
+    _newest_order: int = 0
+    """Of all that has arrived, what was sent last: in the place of RACK.xmit_ts."""
     _newest_end: int = 0
+    """How much of that transmission has arrived: RACK.end_seq."""
+    _plain_round_trip: float = NEVER
+    """The last that was measured on what was sent once."""
     _newest_round_trip: float = 0.0
     """RACK.rtt."""
     _heard_at: float = -NEVER
@@ -94,46 +106,44 @@ class Scoreboard:
 
     def sent(self, start: int, end: int, now: float) -> None:
         """The octets after all others are sent for the first time."""
+        order = self._transmitted(start, end, now)
         runs = self._runs
         last = runs[-1] if runs else None
-        if last and last.sent_at == now and not last.repeated and last.fate is IN_FLIGHT:
+        if last and last.order == order and not last.repeated and last.fate is IN_FLIGHT:
             last.end = end  # the same burst
         else:
-            runs.append(Run(start, end, now, False))
-        self._transmitted(start, end, now)
+            runs.append(Run(start, end, order, now, False))
         self.in_flight += end - start
 
     def sent_again(self, start: int, end: int, now: float) -> None:
         """Octets of one run are sent once more, be they lost or not."""
+        order = self._transmitted(start, end, now)
         runs = self._runs
         index = self._cut(start)
         self._cut(end)
-        run = runs[index]
-        self._take_from_sum(run)
+        self._take_from_sum(runs[index])
         self.in_flight += end - start
+        self.repeated += end - start
         if self._lost_from == start:
             self._lost_from = end
         before = runs[index - 1] if index else None
-        if before and before.sent_at == now and before.repeated and before.fate is IN_FLIGHT:
+        if before and before.order == order and before.repeated and before.fate is IN_FLIGHT:
             before.end = end  # the same burst
             del runs[index]
         else:
-            runs[index] = Run(start, end, now, True)
-        self._transmitted(start, end, now)
+            runs[index] = Run(start, end, order, now, True)
 
-    def _transmitted(self, start: int, end: int, now: float) -> None:
-        """In order of time, and of position within one moment: so RACK tells bursts apart."""
+    def _transmitted(self, start: int, end: int, now: float) -> int:
+        """The serial number of a transmission; a burst, in which each segment follows the last,
+        is one."""
         transmissions = self._transmissions
-        index = len(transmissions)
-        while index and transmissions[index - 1].sent_at == now:
-            before = transmissions[index - 1]
-            if before.end == start:
-                before.end = end
-                return
-            if before.start < start:
-                break
-            index -= 1
-        transmissions.insert(index, Transmission(start, end, now))
+        last = transmissions[-1] if transmissions else None
+        if last and last.end == start and last.sent_at == now:
+            last.end = end
+        else:
+            self._order += 1
+            transmissions.append(Transmission(start, end, self._order, now))
+        return self._order
 
     @property
     def full(self) -> bool:
@@ -151,7 +161,7 @@ class Scoreboard:
         return run.start, run.end
 
     def last_start(self) -> int:
-        """Where the last octets that were sent at one moment begin."""
+        """Where the last octets that were sent in one go begin."""
         return self._runs[-1].start
 
     # -- what arrives
@@ -223,18 +233,21 @@ class Scoreboard:
         """The octets of `run` before `end`: the news that RACK learns (RFC 8985, 6.2, 1 to 3)."""
         round_trip = now - run.sent_at
         if not run.repeated:
+            self._plain_round_trip = round_trip
             if round_trip < self.smallest_round_trip:
                 self.smallest_round_trip = round_trip
             if end < self._furthest:
                 self.reordered = True
-        elif round_trip < self.smallest_round_trip:
-            return  # too soon to be the answer to the repetition
+        elif round_trip < (self._plain_round_trip if self.reordered else self.smallest_round_trip):
+            # Too soon to be the answer to the repetition. Where octets come late, the first
+            # copy often follows its repetition; taken for that, it condemns a whole flight.
+            return
         if end > self._furthest:
             self._furthest = end
-        if run.sent_at > self._newest_sent_at or (
-            run.sent_at == self._newest_sent_at and end > self._newest_end
-        ):
-            self._newest_sent_at = run.sent_at
+        if run.order > self._newest_order:
+            self._newest_order = run.order
+            self._newest_end = end
+        elif run.order == self._newest_order and end > self._newest_end:
             self._newest_end = end
         # The path as it is now: of all that is told at one moment, what was sent last.
         if now > self._heard_at or round_trip < self._newest_round_trip:
@@ -252,10 +265,10 @@ class Scoreboard:
         limit = self._newest_round_trip + patience
         while transmissions:
             oldest = transmissions[0]
-            if oldest.sent_at > self._newest_sent_at:
+            if oldest.order > self._newest_order:
                 break
             end = oldest.end
-            if oldest.sent_at == self._newest_sent_at and end > self._newest_end:
+            if oldest.order == self._newest_order and end > self._newest_end:
                 end = self._newest_end
             if end <= oldest.start:
                 break
@@ -264,7 +277,7 @@ class Scoreboard:
                 if now < due and now - oldest.sent_at < limit:
                     self.judge_at = due
                     break
-                lost += self._lose(oldest.start, end, oldest.sent_at)
+                lost += self._lose(oldest.start, end, oldest.order)
             if end == oldest.end:
                 transmissions.popleft()
             else:
@@ -274,7 +287,7 @@ class Scoreboard:
     def lose_first(self, length: int) -> None:
         """The first octets, at most `length`, count as lost: duplicate ACKs say so."""
         first = self._runs[0]
-        self._lose(first.start, min(first.end, first.start + length), first.sent_at)
+        self._lose(first.start, min(first.end, first.start + length), first.order)
 
     def lose_everything(self) -> bool:
         """Whatever is on its way counts as lost: the timer says so (RFC 8985, 6.3).
@@ -296,14 +309,14 @@ class Scoreboard:
         self.judge_at = NEVER
         return reneged
 
-    def _lose(self, start: int, end: int, sent_at: float) -> int:
-        """Mark what is still on its way since `sent_at`; how many octets that is."""
+    def _lose(self, start: int, end: int, order: int) -> int:
+        """Mark what is on its way since the transmission `order`; how many octets that is."""
         before = self.lost
         runs = self._runs
         index = max(0, bisect_right(runs, start, key=_start) - 1)
         while index < len(runs) and runs[index].start < end:
             run = runs[index]
-            if run.end <= start or run.fate is not IN_FLIGHT or run.sent_at != sent_at:
+            if run.end <= start or run.fate is not IN_FLIGHT or run.order != order:
                 index += 1
                 continue
             if run.start < start:
@@ -352,6 +365,7 @@ class Scoreboard:
         if run.start == position:
             return index
         if run.end > position:
-            runs.insert(index + 1, Run(position, run.end, run.sent_at, run.repeated, run.fate))
+            rest = Run(position, run.end, run.order, run.sent_at, run.repeated, run.fate)
+            runs.insert(index + 1, rest)
             run.end = position
         return index + 1

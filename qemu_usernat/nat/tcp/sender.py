@@ -20,6 +20,7 @@ from typing import Protocol
 from attrs import Factory, define, field
 
 from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM, CongestionControl
+from qemu_usernat.nat.tcp.reordering import ReorderingWindow
 from qemu_usernat.nat.tcp.rtt import RoundTripTime
 from qemu_usernat.nat.tcp.scoreboard import Scoreboard
 from qemu_usernat.nat.tcp.window import GuestWindow
@@ -41,9 +42,6 @@ TAIL_PROBE_MINIMUM = 10 * MS
 
 TAIL_PROBE_DELAYED_ACK = 200 * MS
 """And as much more for a single segment, whose ACK the guest may delay (RFC 8985, 7.2)."""
-
-PATIENCE_ROUNDS = 16  # recoveries after which spurious repetitions are forgotten: RFC 8985, 6.2
-PATIENCE_STEPS_MAXIMUM = 64  # of a quarter of a round trip each; a round trip bounds them anyway
 
 JOINED_BELOW = 4096
 """Octets below which neighbours are retained as one: a server that writes octet by octet costs
@@ -79,6 +77,7 @@ class Sender:
     """Whether the guest acknowledges selectively (RFC 2018)."""
     round_trip: RoundTripTime = Factory(RoundTripTime)
     scoreboard: Scoreboard = Factory(Scoreboard)
+    reordering: ReorderingWindow = Factory(ReorderingWindow)
     window: GuestWindow = Factory(GuestWindow)
 
     acknowledged: int = 0
@@ -105,10 +104,6 @@ class Sender:
     """One past the octets that the tail probe repeated."""
     _tail_flight: int = 0
     """What was in flight then."""
-    _patience_steps: int = 1
-    _patience_rounds: int = 0
-    _patience_widened: int = 0
-    """SND.NXT when it was last made wider: once a round trip (RFC 8985, 6.2, 4)."""
 
     def begin(
         self,
@@ -317,7 +312,7 @@ class Sender:
         first = blocks[0]
         within_second = len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1]
         if first[0] < first[1] and (first[1] <= position or within_second):
-            self._on_repeated_needlessly(first[1])
+            self._on_told_twice(*first)
             del blocks[0]
         for left, right in sorted(blocks):  # the newest stands first, and has overtaken nothing
             if left >= right or right > self.next:
@@ -355,10 +350,8 @@ class Sender:
             or scoreboard.delivered > (DUPLICATE_ACKS - 1) * self.maximum_segment_size
         ):
             return 0.0
-        smallest = scoreboard.smallest_round_trip
-        if smallest == NEVER:
-            return self.round_trip.timeout
-        return min(smallest / 4 * self._patience_steps, self.round_trip.smoothed or NEVER)
+        smoothed = self.round_trip.smoothed or self.round_trip.timeout
+        return self.reordering.seconds(scoreboard.smallest_round_trip, smoothed)
 
     def _flight_size(self) -> int:
         """What the window was used for (RFC 5681, 2): with what is lost, or beyond a gap, but
@@ -377,19 +370,18 @@ class Sender:
             return
         self._recovery_point = None
         self._slow = False
-        self._patience_rounds -= 1
-        if self._patience_rounds == 0:
-            self._patience_steps = 1
+        self.reordering.on_recovered()
 
-    def _on_repeated_needlessly(self, end: int) -> None:
+    def _on_told_twice(self, start: int, end: int) -> None:
         """The guest got something twice (RFC 2883): next time it is waited for longer."""
         self.counters.count("tcp.repeated_needlessly")
         if end == self._tail_probed:
             self._tail_probed = None  # the probe was, too: nothing was lost
-        if self.acknowledged >= self._patience_widened:
-            self._patience_widened = self.next
-            self._patience_steps = min(self._patience_steps + 1, PATIENCE_STEPS_MAXIMUM)
-            self._patience_rounds = PATIENCE_ROUNDS
+        scoreboard = self.scoreboard
+        if self.reordering.on_told_twice(
+            end - start, scoreboard.repeated, self.acknowledged, self.next
+        ):
+            scoreboard.reordered = True
 
     # -- time
 

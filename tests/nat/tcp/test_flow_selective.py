@@ -10,7 +10,8 @@ import random
 import pytest
 
 from qemu_usernat.nat.tcp.congestion import CUBIC_BETA
-from qemu_usernat.nat.tcp.sender import PATIENCE_ROUNDS, TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
+from qemu_usernat.nat.tcp.reordering import ROUNDS
+from qemu_usernat.nat.tcp.sender import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
 from qemu_usernat.primitives.sequence import MODULUS
 from qemu_usernat.wire.packets import ACK, FIN, PSH, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, Segment
@@ -213,24 +214,56 @@ def patience_of(talk: Conversation) -> float:
 
 
 def test_what_came_twice_makes_more_patient_and_is_forgotten() -> None:
-    """RFC 8985, 6.2, step 4: a quarter of a round trip more for each round trip that tells of
-    repetitions without need, and back after sixteen repairs that were needed."""
+    """RFC 8985, 6.2, step 4: twice as patient for each round trip that tells of repetitions
+    without need, and back after sixteen repairs that were needed."""
     talk = opened()
     assert patience_of(talk) == pytest.approx(0.25)
-    first = says(talk, 4)
+    first = says(talk, 9)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 4, 9)])
+    assert numbers(talk, first) == [0, 1, 2, 3]
     with talk.turn():
         for number in range(4):
-            end = first + (number + 1) * MSS
-            talk.guest.sends(ACK, ack=end, selective=[(end - MSS, end)])
+            copy = block(first, number, number + 1)
+            talk.guest.sends(ACK, ack=first + 9 * MSS, selective=[copy])
     talk.guest.gets_nothing()
     assert talk.counters["tcp.repeated_needlessly"] == 4
-    for _ in range(PATIENCE_ROUNDS):
-        assert 0.25 < patience_of(talk) <= 0.75
+    for _ in range(ROUNDS):
+        assert patience_of(talk) == pytest.approx(0.5)
     assert patience_of(talk) == pytest.approx(0.25)
     for _ in range(9):
         end = says(talk, 1) + MSS
         talk.guest.sends(ACK, selective=[(end - MSS, end)])
     assert 0.75 < patience_of(talk) <= 1.25, "a round trip, as smoothed, is the most"
+
+
+def test_a_repetition_without_need_tells_of_a_wire_that_reorders() -> None:
+    """The first copy came after all: from then on nobody who is overtaken is lost at once."""
+    talk = opened()
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 5)])
+    assert numbers(talk, first) == [0]
+    end = first + 5 * MSS
+    talk.guest.sends(ACK, ack=end)
+    talk.guest.sends(ACK, ack=end, selective=[block(first, 0, 1)])
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 5)])
+    assert numbers(talk, first) == []
+    talk.advance(2 * PATIENCE * 1.01)
+    assert numbers(talk, first) == [0]
+
+
+def test_copies_that_the_wire_makes_make_nobody_patient() -> None:
+    """More came twice than was ever sent twice."""
+    talk = opened()
+    for _ in range(9):
+        end = says(talk, 1) + MSS
+        talk.guest.sends(ACK, ack=end)
+        talk.guest.sends(ACK, ack=end, selective=[(end - MSS, end)])
+    assert talk.counters["tcp.repeated_needlessly"] == 9
+    assert patience_of(talk) == pytest.approx(0.25)
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 5)])
+    assert numbers(talk, first) == [0], "nor is it a wire that reorders"
 
 
 def test_a_block_within_the_second_one_came_twice() -> None:

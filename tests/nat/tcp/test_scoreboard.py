@@ -105,14 +105,18 @@ def test_at_the_moment_that_was_named_there_is_something_to_judge(moment: float)
     assert board.judge(0.07, board.judge_at) == 1000
 
 
-def test_a_repetition_of_the_moment_of_new_octets_is_told_apart_by_position() -> None:
-    """New octets may leave before the ACKs of their turn are read, and repetitions after that."""
+def test_what_left_first_at_one_moment_is_known() -> None:
+    """New octets may leave before the ACKs of their turn are read, and repetitions after that:
+    that the new ones have arrived says nothing of the repetitions, and the other way round."""
     board = sent((0, 3000, 0.0))
     board.selected(2000, 3000, 4.0)
     board.judge(0.0, 4.0)
-    board.sent(3000, 4000, 5.0)
+    board.sent(3000, 5000, 5.0)
     board.sent_again(0, 1000, 5.0)
     board.sent_again(1000, 2000, 5.0)
+    board.selected(4000, 5000, 9.0)
+    assert board.judge(0.0, 9.0) == 1000
+    assert board.first_lost() == (3000, 4000)
     board.selected(1000, 2000, 9.0)
     assert board.judge(0.0, 9.0) == 1000
     assert board.first_lost() == (0, 1000)
@@ -142,6 +146,21 @@ def test_a_repetition_answered_too_soon_was_not_needed() -> None:
     board.sent_again(0, 1000, 5.0)
     assert board.acknowledged(2000, 6.0) is None
     assert board.judge(0.0, 20.0) == 0, "which was sent before the repetition"
+
+
+def test_where_octets_come_late_a_repetition_must_take_its_time() -> None:
+    """An answer sooner than what was sent once takes at present is that to the late first copy:
+    it says nothing of a queue of octets between the two."""
+    board = sent((0, 2000, 0.0), (2000, 4000, 1.0))
+    board.selected(1000, 2000, 4.0)
+    board.judge(0.0, 4.0)
+    board.selected(3000, 4000, 11.0)
+    board.selected(2000, 3000, 11.5)
+    assert board.reordered
+    board.sent(4000, 8000, 12.0)
+    board.sent_again(0, 1000, 12.0)
+    board.acknowledged(4000, 18.0)
+    assert board.judge(0.0, 50.0) == 0, "which was sent before the repetition"
 
 
 @pytest.mark.parametrize(("repeated", "reordered"), [(False, True), (True, False)])
@@ -249,6 +268,8 @@ def test_every_second_octet_costs_a_bounded_number_of_runs() -> None:
 class Octet:
     """What became of one of them."""
 
+    order: int
+    """Of all that was sent, in which call it was, the last time."""
     sent_at: float
     repeated: bool = False
     fate: Fate = IN_FLIGHT
@@ -261,8 +282,9 @@ class Records:
     octets: dict[int, Octet] = field(factory=dict)
     smallest: float = NEVER
     furthest: int = 0
-    newest: tuple[float, int] = (-NEVER, 0)
-    """When the newest arrival was sent, and one past its position."""
+    newest: tuple[int, int] = (0, 0)
+    """In which call the newest arrival was sent, and one past its position."""
+    plain: float = NEVER
     round_trip: float = 0.0
     heard_at: float = -NEVER
     reordered: bool = False
@@ -273,13 +295,14 @@ class Records:
 
     def arrives(self, position: int, octet: Octet, now: float) -> None:
         round_trip = now - octet.sent_at
-        if octet.repeated and round_trip < self.smallest:
+        if octet.repeated and round_trip < (self.plain if self.reordered else self.smallest):
             return
         if not octet.repeated:
+            self.plain = round_trip
             self.smallest = min(self.smallest, round_trip)
             self.reordered |= position + 1 < self.furthest
         self.furthest = max(self.furthest, position + 1)
-        self.newest = max(self.newest, (octet.sent_at, position + 1))
+        self.newest = max(self.newest, (octet.order, position + 1))
         if now > self.heard_at:
             self.round_trip = round_trip
         self.round_trip = min(self.round_trip, round_trip)
@@ -306,7 +329,7 @@ class Records:
         """(octets lost, when the next one may be)"""
         lost, due = 0, NEVER
         for at, octet in self.octets.items():
-            if octet.fate is IN_FLIGHT and (octet.sent_at, at + 1) <= self.newest:
+            if octet.fate is IN_FLIGHT and (octet.order, at + 1) <= self.newest:
                 when = octet.sent_at + self.round_trip + patience
                 if now >= when:
                     octet.fate = LOST
@@ -338,7 +361,11 @@ class Records:
         for group in groups:
             repeated = any(octet.repeated for octet in group)
             for octet in group:
-                octet.sent_at, octet.repeated = group[0].sent_at, repeated
+                octet.order, octet.sent_at, octet.repeated = (
+                    group[0].order,
+                    group[0].sent_at,
+                    repeated,
+                )
 
 
 def compare(board: Scoreboard, records: Records) -> None:
@@ -357,8 +384,8 @@ def compare(board: Scoreboard, records: Records) -> None:
         assert end not in records.octets or records.octets[end].fate is not LOST
     for transmission in board._transmissions:
         assert transmission.start < transmission.end
-    moments = [transmission.sent_at for transmission in board._transmissions]
-    assert moments == sorted(moments)
+    orders = [transmission.order for transmission in board._transmissions]
+    assert orders == sorted(set(orders))
 
 
 Step = tuple[str, int, int]
@@ -388,11 +415,11 @@ def test_runs_tell_what_a_record_of_each_octet_would(
     """Any history: the same octets are in flight, delivered and lost, the first lost one is
     found, and the next judgement is neither late nor in the past."""
     board, records, now, end, repetitions = Scoreboard(), Records(), 100.0, 0, 0
-    for (action, number, length), pause in zip(steps, pauses, strict=False):
+    for order, ((action, number, length), pause) in enumerate(zip(steps, pauses, strict=False), 1):
         now += pause
         if action == "sent":
             board.sent(end, end + length, now)
-            records.octets |= {at: Octet(now) for at in range(end, end + length)}
+            records.octets |= {at: Octet(order, now) for at in range(end, end + length)}
             end += length
             continue
         if not records.octets:
@@ -429,6 +456,6 @@ def test_runs_tell_what_a_record_of_each_octet_would(
             board.sent_again(start, stop, now)
             repetitions += 1
             for at in range(start, stop):
-                records.octets[at] = Octet(now, True)
+                records.octets[at] = Octet(order, now, True)
         compare(board, records)
     assert len(board._transmissions) <= len(steps) + repetitions
