@@ -1,6 +1,14 @@
-"""How hard Hypothesis tries: `make test` keeps to minutes, `make test-deep` takes its time."""
+"""What all tests need: the signals of a terminal, and how hard Hypothesis tries.
+
+`make test` keeps to minutes, `make test-deep` takes its time.
+"""
+
+import signal
 
 from hypothesis import settings
+
+# Who starts the tests in the background may have SIGINT ignored, and so would the children have.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine under load is no failure of the code: limits on time are tests of their own.
 settings.register_profile("default", deadline=None)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Sends itself a signal when it first imports a certain module; then all is as in the program,
-# started from a terminal: who starts these tests may have had SIGINT ignored, as `nohup` has.
+# Sends itself a signal when it first imports a certain module; then all is as in the program.
 PROGRAM = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
 from qemu_usernat.__main__ import main
 
 class Sender:
