@@ -16,7 +16,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache, partial
@@ -110,9 +110,10 @@ def measure(
     connections: Mapping[str, Callable[[Laboratory, Condition, int], Connection]],
     laboratory: Callable[[ExitStack], Laboratory],
     plan: Plan,
+    conditions: Sequence[Condition],
 ) -> Iterator[Row]:
     """All rows, each after some rounds in which the sides take turns."""
-    for condition in CONDITIONS:
+    for condition in conditions:
         for way in condition.ways:
             speeds: dict[str, list[float]] = {side: [] for side in connections}
             for seed in range(1, plan.rounds + 1):
@@ -130,8 +131,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=10, help="seconds of a run (default: 10)")
     parser.add_argument("--rounds", type=int, default=3, help="of each side (default: 3)")
     parser.add_argument("--only", choices=(OURS, BARE), help="one side alone")
+    parser.add_argument("--conditions", metavar="TEXT", default="", help="whose name has this")
     words = parser.parse_args()
     plan = Plan(size=words.size * 1_000_000, limit=words.limit, rounds=words.rounds)
+    conditions = [condition for condition in CONDITIONS if words.conditions in condition.name]
+    if not conditions:
+        names = "".join(f"\n  {condition.name}" for condition in CONDITIONS)
+        parser.error(f"--conditions {words.conditions!r} is in none of these names:{names}")
     sides = {OURS: Laboratory.connection, BARE: Laboratory.bare_connection}
     if words.only:
         sides = {words.only: sides[words.only]}
@@ -148,7 +154,8 @@ def main() -> None:
             ends.callback(started.end)
             return started
 
-        for row in measure(sides, partial(Laboratory, server=server, own_server=server), plan):
+        laboratory = partial(Laboratory, server=server, own_server=server)
+        for row in measure(sides, laboratory, plan, conditions):
             print(row.render(), flush=True)
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-FLIGHT_MAXIMUM = 4096 * 1024
+FLIGHT_MAXIMUM = 8192 * 1024
 """Octets retained for one guest at most: its window may say a gigabyte, and it may never answer."""
 
 

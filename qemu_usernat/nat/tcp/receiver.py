@@ -22,11 +22,11 @@ from qemu_usernat.wire.packets import Buffer
 
 KIB = 1024
 
-WINDOW_SCALE = 7
-"""Our shift (RFC 7323, 2): 65535 << 7 is room for the largest capacity."""
+WINDOW_SCALE = 8
+"""Our shift (RFC 7323, 2): 65535 << 8 is room for the largest capacity."""
 
 CAPACITY_INITIAL = 256 * KIB  # four of the largest segments
-CAPACITY_MAXIMUM = 4096 * KIB
+CAPACITY_MAXIMUM = 8192 * KIB
 # A flow whose server takes everything earns a larger window; one whose server is slow
 # cannot hold more than the initial one.
 

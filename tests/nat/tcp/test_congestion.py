@@ -41,7 +41,7 @@ def test_the_names_are_those_of_the_configuration() -> None:
 def test_a_wire_that_loses_nothing_has_no_window() -> None:
     """All that the guest's own window admits may be in flight, after a loss, too."""
     none = Unlimited(MSS)
-    assert none.window == FLIGHT_MAXIMUM == 4 << 20
+    assert none.window == FLIGHT_MAXIMUM == 8 << 20
     none.on_loss(50 * MSS, 0.0)
     none.on_acknowledged(50 * MSS, ROUND_TRIP, 0.0)
     assert none.window == FLIGHT_MAXIMUM

@@ -14,7 +14,7 @@ def test_our_syn_offers_what_we_can_do() -> None:
     """MSS, selective acknowledgments, window scale; a window that is not scaled yet; no ACK."""
     talk = Conversation(calling=True)
     syn = talk.guest.gets(SYN, b"", at=-1)
-    assert syn.options == b"\x02\x04\x05\xb4\x01\x01\x04\x02\x01\x03\x03\x07"
+    assert syn.options == b"\x02\x04\x05\xb4\x01\x01\x04\x02\x01\x03\x03\x08"
     assert syn.window == 65535
     talk.guest.gets_nothing()
 
@@ -32,7 +32,7 @@ def test_the_guests_answer_says_what_it_can_do(
     talk.guest.gets(ACK, at=0, ack=0)
     talk.host.says(bytes(length))
     assert len(talk.guest.gets().payload) == length
-    assert talk.flow.receiver.scale == (0 if scale is None else 7)
+    assert talk.flow.receiver.scale == (0 if scale is None else 8)
 
 
 def test_a_call_from_end_to_end() -> None:

@@ -110,9 +110,9 @@ def test_a_fin_counts_when_all_before_it_has_come(
 
 
 def test_the_limits_are_what_is_written() -> None:
-    """What one flow may cost: 4 MiB at most, a quarter of one at first, and 512 runs."""
+    """What one flow may cost: 8 MiB at most, a quarter of one at first, and 512 runs."""
     assert CAPACITY_INITIAL == 262_144
-    assert CAPACITY_MAXIMUM == 4_194_304
+    assert CAPACITY_MAXIMUM == 8_388_608
     assert ROUNDING_ROOM == 65_536
     assert OUT_OF_ORDER_RUNS == 512
 

@@ -507,7 +507,7 @@ def test_capsa_04b_a_syn_repeated_after_our_answer_is_answered_again() -> None:
 
 @pytest.mark.parametrize(
     ("scale", "options"),
-    [(7, b"\x02\x04\x05\xb4\x01\x03\x03\x07"), (0, b"\x02\x04\x05\xb4\x01\x03\x03\x07"),
+    [(7, b"\x02\x04\x05\xb4\x01\x03\x03\x08"), (0, b"\x02\x04\x05\xb4\x01\x03\x03\x08"),
      (None, b"\x02\x04\x05\xb4")],
 )  # fmt: skip
 def test_capsa_04d_the_answer_names_our_mss_and_scales_only_if_asked(
