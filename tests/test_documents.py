@@ -70,4 +70,5 @@ def test_the_defaults_of_the_readme_are_the_defaults() -> None:
     network = read_config(None, {"listen": ["unix:/tmp/x"]}).network
     for value in (network.subnet, network.gateway, network.nameserver, network.mtu):
         assert f"| {value}" in README
+    assert f"| {network.congestion}: [the wire does not lose]" in README
     assert f"{network.first_lease} to {network.last_lease}" in README

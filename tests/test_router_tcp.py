@@ -90,6 +90,14 @@ def test_selective_acknowledgments_reach_the_flow(guest: ScriptedGuest, options:
     assert connection.server.received == b"data"
 
 
+@pytest.mark.parametrize(("congestion", "segments"), [("none", 44), ("reno", 10), ("cubic", 10)])
+def test_the_chosen_congestion_control_is_that_of_the_flows(congestion: str, segments: int) -> None:
+    """None fills the guest's window at once; the others begin with ten segments (RFC 6928)."""
+    guest = ScriptedNetwork(mtu=1500, congestion=congestion).guest()
+    guest.connects().server.says(bytes(100 * 1460))
+    assert len(guest.hears()) == segments
+
+
 def test_a_refused_connection_is_refused_at_once(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:

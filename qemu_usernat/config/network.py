@@ -145,9 +145,7 @@ class Network:
         if not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
             raise SettingError("mtu", f"{self.mtu}", f"bytes from {MTU_MINIMUM} to {MTU_MAXIMUM}")
         if self.congestion not in CONGESTION_CONTROLS:
-            raise SettingError(
-                "congestion", f'"{self.congestion}"', " or ".join(CONGESTION_CONTROLS)
-            )
+            raise SettingError("congestion", f'"{self.congestion}"', "none, reno or cubic")
         if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
             raise SettingError(
                 "domain",

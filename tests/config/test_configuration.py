@@ -121,6 +121,8 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         ("mtu = '1500'", 'net.toml: key "mtu" is "1500"; allowed: a whole number of bytes'),
         ("mtu = true", 'net.toml: key "mtu" is true; allowed: a whole number'),
         ("mtu = 1500.0", 'net.toml: key "mtu" is 1500.0; allowed: a whole number'),
+        ("congestion = 'bbr'", 'key "congestion" is "bbr"; allowed: none, reno or cubic'),
+        ("congestion = 3", 'key "congestion" is 3; allowed: none, reno or cubic'),
         ("verbose = 1", 'net.toml: key "verbose" is 1; allowed: true or false'),
         ("listen = 4", 'net.toml: key "listen" is 4; allowed: endpoints'),
         ("listen = ['unix:a', 4]", 'key "listen" is ["unix:a", 4]; allowed: endpoints'),
@@ -184,6 +186,8 @@ def test_a_mistake_in_an_option_names_the_option() -> None:
     """Not a key, not a file: what the person typed."""
     with pytest.raises(UserError, match=r"^--mtu is 100; allowed: bytes from 576 to 65520$"):
         read_config(None, {"mtu": 100}, listen=ANYWHERE)
+    with pytest.raises(UserError, match=r'^--congestion is "bbr"; allowed: none, reno or cubic$'):
+        read_config(None, {"congestion": "bbr"}, listen=ANYWHERE)
     with pytest.raises(UserError, match=r'^--listen: "x" is not an endpoint'):
         read_config(None, {"listen": ["x"]})
 
