@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 from qemu_usernat.config import read_config
-from tools import counters, tcp_states
+from tests.kernel.conditions import CONDITIONS
+from tools import counters, goodput, tcp_states
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MEASUREMENTS = (ROOT / "docs" / "measurements.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -26,6 +28,21 @@ def test_the_page_of_tcp_states_is_the_tables() -> None:
 def test_the_page_of_counters_is_the_register() -> None:
     """Whoever looks a counter up in docs/counters.md finds what the code means by it."""
     assert counters.PAGE.read_text() == counters.render(), "run `make docs`"
+
+
+def test_the_table_of_goodput_is_one_that_the_tool_makes() -> None:
+    """Who runs it again gets the same columns, and a row for each condition and way."""
+    _, _, below = MEASUREMENTS.partition(f"{goodput.head(list(goodput.SIDES))}\n")
+    table, _, _ = below.partition("\n\n")
+    rows = [line.split(" | ")[:2] for line in table.splitlines()]
+    assert rows == [[f"| {wire.name}", way] for wire in CONDITIONS for way in wire.ways]
+
+
+def test_a_row_of_goodput_is_medians_bounds_and_ratios() -> None:
+    """As they stand in the table; nothing where nothing was measured."""
+    speeds = {"ours": [9.0, 1234.0, 20.0], "ours, cubic": [], "bare": [40.0]}
+    rendered = goodput.Row(CONDITIONS[0], "up", speeds).render()
+    assert rendered == "| whole | up | 20 (9–1,234) |  | 40 (40–40) | 0.50 |  |"
 
 
 def test_every_command_of_the_readme_is_known_here() -> None:
