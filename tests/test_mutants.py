@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from tools.mutants.__main__ import main
 from tools.mutants.operators import difference, mutants_of
 
 SOURCE = '''\
@@ -65,3 +67,11 @@ def test_a_fault_is_named_by_its_place(faults: dict[tuple[str, str], str]) -> No
     """The same line may stand in two functions."""
     assert faults["return 0", "pass"] == "bounded"
     assert faults["GuestState.ESTABLISHED,", ""] == ""
+
+
+def test_a_module_that_is_not_there_is_said() -> None:
+    """Who mistypes its name does not read that none of its mutants was killed."""
+    told = CliRunner().invoke(main, ["rrt", "rtt"])
+    assert told.exit_code == 2
+    assert "no module rrt in qemu_usernat/nat/tcp: " in told.output
+    assert ", rtt, " in told.output

@@ -52,7 +52,10 @@ Ledger = dict[str, dict[str, Any]]
 @click.option("--sample", type=int, metavar="N", help="Only N of them, drawn from a fixed seed.")
 def main(names: Sequence[str], jobs: int, examples: int, sample: int | None) -> None:
     """Mutation testing of the modules NAMES of the TCP engine, or of all."""
-    modules = [path for path in sorted(MODULES.glob("*.py")) if not names or path.stem in names]
+    known = {path.stem: path for path in sorted(MODULES.glob("*.py"))}
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"no module {', '.join(unknown)} in {MODULES}: {', '.join(known)}")
+    modules = [path for name, path in known.items() if not names or name in names]
     mutants = [mutant for module in modules for mutant in mutants_of(module)]
     if sample is not None:
         mutants = Random(SEED).sample(mutants, min(sample, len(mutants)))
