@@ -182,6 +182,7 @@ class Router:
         if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
             self._time_waits[flow] = None
             if len(self._time_waits) > TIME_WAITS_MAXIMUM:
+                self.counters.count("tcp.time_waits_full")
                 oldest = next(iter(self._time_waits))
                 del self._time_waits[oldest]
                 oldest.end_time_wait()

@@ -434,6 +434,7 @@ def test_time_wait_has_its_limit(network: ScriptedNetwork, guest: ScriptedGuest)
     for port in ports:
         server_ends_first(guest.connects(sport=port))
     assert len(network.router.flows) == TIME_WAITS_MAXIMUM
+    assert network.counters["tcp.time_waits_full"] == 10
     assert (packed(GUEST), ports[0], packed(SERVER), 80) not in network.router.flows
     assert (packed(GUEST), ports[-1], packed(SERVER), 80) in network.router.flows
     network.advance(TIME_WAIT)

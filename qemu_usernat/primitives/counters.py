@@ -72,6 +72,7 @@ MEANINGS = {
     "tcp.bad_option": "An option that does not fit into the header, or of a wrong length.",
     "tcp.unknown_flow": "A segment of no connection: reset (RFC 9293, 3.10.7.1).",
     "tcp.flows_full": "A connection refused, as there are as many as there may be.",
+    "tcp.time_waits_full": "A connection forgotten before its time, as too many had ended.",
     "tcp.no_descriptor": "A connection refused, as the host gave no socket.",
     "tcp.connect_timeout": "A server that did not answer: the guest is told it is unreachable.",
     "tcp.refused": "A connection that the server refused: the guest gets a reset.",
