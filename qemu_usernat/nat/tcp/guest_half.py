@@ -106,6 +106,7 @@ class GuestHalf:
                 self.output.owed = True
             else:
                 self._move_guest(GuestEvent.SYN_CROSSED)
+                self._syn_sent_at = None  # Karn: the SYN goes again, with its ACK
                 self.output.syn_ack()
 
     def _answers_our_syn(self, acknowledgment: int, flags: int) -> bool:
@@ -179,9 +180,12 @@ class GuestHalf:
                 # A closed window admits neither octets nor the FIN behind them, but what the
                 # ACK says is heard (RFC 9293, 3.10.7.4); the answer tells the window.
                 self.counters.count("tcp.closed_window")
-                length = 0
-                flags &= ~FIN
                 self.output.owed = True
+                if flags & ACK:
+                    self._on_acknowledgment(
+                        sequence, acknowledgment, flags, window, length, selective, now
+                    )
+                return
         if not flags & ACK:
             self.counters.count("tcp.no_ack")  # RFC 9293, 3.10.7.4, fifth: drop
             return

@@ -80,6 +80,19 @@ def test_a_lost_answer_to_crossing_calls_is_repeated() -> None:
     talk.guest.gets(SYN | ACK, at=-1, ack=0)
 
 
+def test_crossing_calls_tell_no_round_trip() -> None:
+    """Karn (RFC 6298, 3): our SYN has gone out twice, the second time with its ACK."""
+    talk = in_state(G.SYN_SENT)
+    talk.guest.loses_everything()
+    talk.advance(0.5)
+    talk.guest.sends(SYN)
+    talk.guest.gets(SYN | ACK, at=-1)
+    talk.advance(0.001)
+    talk.guest.sends(ACK)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+    assert talk.flow.sender.round_trip.smoothed is None
+
+
 def test_a_guest_that_refuses_is_a_reset_for_the_client() -> None:
     """RFC 9293, 3.10.7.3, second: nobody listens there, and the client hears it now."""
     talk = in_state(G.SYN_SENT)

@@ -493,6 +493,15 @@ def test_a_window_that_shrinks_holds_repetitions_back() -> None:
     assert numbers(talk, first) == [1, 2]
 
 
+def test_a_window_that_shrinks_cuts_a_repetition() -> None:
+    """As much as there is room for; the guest would throw the rest away."""
+    talk = opened(scale=0)
+    first = says(talk, 6)
+    talk.guest.sends(ACK, ack=first, window=700, selective=[block(first, 3, 6)])
+    assert len(talk.guest.gets(ACK, at=first).payload) == 700
+    talk.guest.gets_nothing()
+
+
 @pytest.mark.parametrize("our_isn", [MODULUS - 1, MODULUS - 3 * MSS])
 def test_blocks_count_across_the_wrap(our_isn: int) -> None:
     """Sequence numbers wrap, positions do not."""

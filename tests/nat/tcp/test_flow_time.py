@@ -272,3 +272,45 @@ def test_a_long_silence_counts_as_one_loss() -> None:
         bursts.append(len(talk.guest.gets_stream()) // MSS)
         talk.guest.sends(ACK)
     assert bursts == [5, 6, 7, 8], "half of ten, and one more each round"
+
+
+def test_a_wire_that_is_bad_for_long_does_not_add_up() -> None:
+    """RFC 9293, 3.8.3: R2 counts what one segment took, not all the trouble there ever was."""
+    talk = Conversation.open()
+    for _ in range(20):
+        talk.host.says(b"tick")
+        talk.guest.loses_everything()
+        talk.advance(61)
+        talk.guest.gets(PSH | ACK, b"tick", at=talk.guest.expects)
+        talk.guest.loses_everything()
+        talk.guest.sends(ACK)
+    assert talk.states == (G.ESTABLISHED, H.OPEN)
+    assert talk.counters["tcp.retransmission_timeout"] >= 20
+
+
+def test_a_guest_that_talks_but_does_not_listen_is_given_up() -> None:
+    """It has room and is alive; but R2 is for octets that never arrive, not for silence."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    for _ in range(180):
+        talk.advance(10)
+        if talk.flow.finished:
+            break
+        talk.guest.sends(PSH | ACK, b"tick", ack=0)
+    assert talk.guest.loses_everything()[-1].flags == RST | ACK
+    assert talk.counters["tcp.gave_up"] == 1
+    talk.assert_over()
+
+
+def test_a_probe_of_our_window_is_no_duplicate() -> None:
+    """RFC 5681, 2: it carries an octet, though there is no room for it."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    while room := talk.flow.receiver.room:
+        talk.guest.sends(ACK, bytes(min(MSS, room)))
+    talk.host.says(bytes(5 * MSS))
+    talk.guest.loses_everything()
+    for _ in range(5):
+        talk.guest.sends(ACK, b"?", at=talk.guest.position, ack=0)
+    assert all(not segment.payload for segment in talk.guest.loses_everything())
+    assert talk.counters["tcp.loss_recovery"] == 0

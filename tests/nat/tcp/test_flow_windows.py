@@ -181,6 +181,32 @@ def test_a_server_that_reads_again_is_said_at_once(scale: int | None, mtu: int) 
     assert talk.flow.receiver.room >= 32768
 
 
+def test_octets_that_were_taken_before_the_window_closed_are_probed_for() -> None:
+    """They wait here and not at the host, and are as stuck: the opening may be lost."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.guest.sends(ACK, window=0)
+    with talk.turn():
+        talk.flow.on_host_data(b"late", 4, talk.now)
+    talk.guest.gets_nothing()
+    talk.advance(3)
+    talk.guest.gets(ACK, b"", at=-1)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, window=1000)
+    talk.guest.gets(PSH | ACK, b"late", at=0)
+
+
+@pytest.mark.parametrize("isn", [2**32 - 2, 2**32 - 101])
+def test_a_window_is_followed_across_the_wrap_of_the_guests_numbers(isn: int) -> None:
+    """RFC 9293, 3.10.7.4, fifth: SND.WL1 is a sequence number, and what is newer wraps as well."""
+    talk = Conversation.open(window=1000, scale=0, isn=isn)
+    talk.guest.sends(PSH | ACK, b"question" * 20, window=0)
+    talk.guest.loses_everything()
+    talk.host.says(b"answer")
+    talk.guest.gets_nothing()
+    talk.guest.sends(ACK, window=1000)
+    talk.guest.gets(PSH | ACK, b"answer")
+
+
 def test_what_has_been_taken_is_probed_for_no_more() -> None:
     """The window that kept it has opened for it, and is closed again with nothing to wait."""
     talk = Conversation.open(window=1000, scale=0)

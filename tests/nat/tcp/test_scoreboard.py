@@ -52,6 +52,16 @@ def test_neighbours_that_have_arrived_are_one_run() -> None:
     assert runs(board) == [(0, 1000, IN_FLIGHT), (1000, 4500, DELIVERED), (4500, 5000, IN_FLIGHT)]
 
 
+@pytest.mark.parametrize("twice", [1000, 2000])
+def test_neighbours_of_which_one_was_sent_twice_tell_no_round_trip(twice: int) -> None:
+    """Karn (RFC 6298, 3): whichever of the two it was."""
+    board = sent((0, 3000, 0.0))
+    board.sent_again(twice, twice + 1000, 1.0)
+    board.selected(1000, 3000, 4.0)
+    assert runs(board) == [(0, 1000, IN_FLIGHT), (1000, 3000, DELIVERED)]
+    assert board.acknowledged(3000, 5.0) is None
+
+
 def test_what_was_sent_before_an_arrival_is_lost_after_a_round_trip_and_some_patience() -> None:
     """RFC 8985, 6.2, step 5: not sooner, and the moment is known before."""
     board = sent((0, 1000, 0.0), (1000, 2000, 0.5), (2000, 3000, 1.0))
