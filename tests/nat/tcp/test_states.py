@@ -1,11 +1,14 @@
 """The tables of the TCP flow hold together, and the flow can do nothing that is not in them."""
 
-from collections.abc import Callable, Mapping
+import ast
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+import qemu_usernat
 from qemu_usernat.nat.tcp import flow as flow_module
 from qemu_usernat.nat.tcp import guest_half
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
@@ -170,6 +173,26 @@ def test_the_host_half_moves_by_its_table_alone(state: HostState, event: HostEve
         assert flow.host_state is target
         held = state in HOST_HOLDS_SOCKET and target not in HOST_HOLDS_SOCKET
         assert talk.host.socket.closed is held
+
+
+def assignments(source: str) -> Iterator[tuple[str, str]]:
+    """Where a half's state is set: the function, and which of the two."""
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                    yield function.name, node.attr
+
+
+def test_nothing_but_the_tables_moves_a_state() -> None:
+    """Every transition that is ever taken has been looked up; a call of ours begins elsewhere."""
+    sources = (file.read_text() for file in Path(qemu_usernat.__file__).parent.rglob("*.py"))
+    found = [place for source in sources for place in assignments(source)]
+    assert sorted(place for place in found if place[1] in ("guest_state", "host_state")) == [
+        ("_move_guest", "guest_state"),
+        ("_move_host", "host_state"),
+        ("call", "guest_state"),
+    ]
 
 
 @pytest.mark.parametrize("host", HostState)
