@@ -10,7 +10,7 @@ from attrs import define, field
 
 from qemu_usernat.nat.tcp.keepalive import Keepalive
 from qemu_usernat.nat.tcp.output import Output
-from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE, Receiver
+from qemu_usernat.nat.tcp.receiver import SELECTIVE_BLOCKS, WINDOW_SCALE, Receiver
 from qemu_usernat.nat.tcp.rtt import RTO_AFTER_LOST_SYN, RTO_INITIAL
 from qemu_usernat.nat.tcp.sender import Sender
 from qemu_usernat.nat.tcp.sinks import GuestWire
@@ -34,7 +34,7 @@ guest that has slowed down to a few segments hears of each before its timer ring
 
 TURN_ACKS = 4
 """Of these, in one turn, to a guest that hears of blocks: the others would cost it and us as much
-as the segments do, and tell nothing more."""
+as the segments do, and tell nothing more; unless there are more blocks than one ACK tells of."""
 
 
 @define(eq=False)
@@ -380,7 +380,8 @@ class GuestHalf:
 
     def _ack_alone(self) -> None:
         """An ACK for this segment; from some on the turn's last one tells as much, in blocks."""
-        if self.sender.selective and self._turn_acks == TURN_ACKS:
+        untold = self.receiver.untold_blocks
+        if self.sender.selective and self._turn_acks == TURN_ACKS and untold < SELECTIVE_BLOCKS - 1:
             self.output.owed = True
         else:
             self._turn_acks += 1

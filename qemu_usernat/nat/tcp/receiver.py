@@ -69,6 +69,8 @@ class Receiver:
     """What the host did not take in earlier turns."""
     out_of_order: list[tuple[int, bytearray]] = field(factory=list)
     """(position, octets), sorted, not overlapping, all beyond `position`."""
+    untold_blocks: int = 0
+    """Beyond a gap, begun since an ACK has told of any."""
     delivered_since_growth: int = 0
     _recent: list[int] = field(factory=list)
     """Where the latest arrivals beyond a gap began, the newest first."""
@@ -159,6 +161,7 @@ class Receiver:
             self._recent[0] = start
         else:
             self._recent.insert(0, start)
+            self.untold_blocks += 1
             del self._recent[2 * SELECTIVE_BLOCKS :]
         self._recent_end = end
 
@@ -216,6 +219,7 @@ class Receiver:
         if self._duplicate is not None:
             blocks.insert(0, self._duplicate)
             self._duplicate = None
+        self.untold_blocks = 0
         origin = add(self.initial_sequence, 1)
         return [add(origin, edge) for block in blocks[:SELECTIVE_BLOCKS] for edge in block]
 

@@ -1,6 +1,8 @@
 """Octets both ways, and the acknowledgments between them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qemu_usernat.nat.tcp.output import DELAYED_ACK
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
@@ -240,3 +242,31 @@ def test_a_guest_that_hears_of_blocks_gets_four_acks_a_turn_and_a_last_one() -> 
     assert blocks == [((MSS, end * MSS),) for end in (2, 3, 4, 5, 21)]
     talk.guest.sends(ACK, bytes(MSS), at=21 * MSS)
     assert talk.guest.gets(ACK, ack=0).selective == ((MSS, 22 * MSS),)
+
+
+def test_an_answer_does_not_hide_the_blocks() -> None:
+    """Where both sides talk, what lies beyond a gap is told of, too (RFC 2018, 4)."""
+    talk = Conversation.open(selective=True)
+    with talk.turn():
+        for number in range(1, 9):
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+        talk.host.says(b"answer")
+    told = [segment.selective for segment in talk.guest.loses_everything()]
+    assert ((MSS, 9 * MSS),) in told
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_each_block_of_a_turn_is_told_of(numbers: list[int]) -> None:
+    """A guest that does not hear of a block repeats it: no ACK holds more than four, so one with
+    more of them behind it is not put off (RFC 2018, 4)."""
+    talk = Conversation.open(selective=True)
+    with talk.turn():
+        for number in numbers:
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+    told = {
+        number
+        for segment in talk.guest.loses_everything()
+        for start, end in segment.selective
+        for number in range(start // MSS, end // MSS)
+    }
+    assert told == set(numbers)
