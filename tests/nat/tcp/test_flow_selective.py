@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from qemu_usernat.nat.tcp.congestion import CUBIC_BETA
+from qemu_usernat.nat.tcp.congestion import CUBIC_BETA, FLIGHT_MAXIMUM
 from qemu_usernat.nat.tcp.reordering import ROUNDS
 from qemu_usernat.nat.tcp.sender import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
 from qemu_usernat.primitives.sequence import MODULUS
@@ -318,6 +318,20 @@ def test_one_probe_and_then_the_timer() -> None:
     assert talk.counters["tcp.retransmission_timeout"] == 1
 
 
+def test_a_timeout_ends_the_probe_and_the_next_tail_is_probed_for() -> None:
+    """One probe for each flight (RFC 8985, 7.2): one that the timer ended is past."""
+    talk = opened()
+    says(talk, 4)
+    talk.advance(0.4)
+    got(talk)
+    talk.guest.sends(ACK)
+    first = says(talk, 4)
+    talk.now -= ROUND_TRIP
+    talk.advance(2.02 * ROUND_TRIP)
+    assert numbers(talk, first) == [3]
+    assert talk.counters["tcp.tail_probe"] == 2
+
+
 def test_an_ack_that_may_be_delayed_is_waited_for() -> None:
     """A single segment is acknowledged when the guest likes: 200 ms later, which is when the timer
     rings (RFC 8985, 7.2)."""
@@ -491,6 +505,17 @@ def test_a_window_that_shrinks_holds_repetitions_back() -> None:
     talk.guest.gets_nothing()
     talk.guest.sends(ACK, ack=first + MSS, window=20_000, selective=[block(first, 3, 6)])
     assert numbers(talk, first) == [1, 2]
+
+
+def test_what_waits_for_one_hole_is_bounded() -> None:
+    """A window of a gigabyte, and blocks of all but the first segment: it is all still retained."""
+    talk = Conversation.open(selective=True, scale=14)
+    talk.host.says(bytes(2 * FLIGHT_MAXIMUM))
+    for _ in range(3):
+        talk.guest.loses_everything()
+        end = talk.flow.sender.end
+        talk.guest.sends(ACK, ack=0, selective=[(MSS, end)])
+    assert end == FLIGHT_MAXIMUM
 
 
 def test_a_window_that_shrinks_cuts_a_repetition() -> None:

@@ -85,6 +85,19 @@ def test_two_lost_segments_in_a_stream() -> None:
     talk.guest.gets_nothing()
 
 
+def test_each_duplicate_lets_a_segment_follow() -> None:
+    """Two of ten are lost: two duplicates let new ones follow (RFC 3042), and then five at a time
+    are on their way (RFC 6582, 3.2), no fewer and no more."""
+    talk = Conversation.open(congestion="reno")
+    talk.host.says(bytes(20 * MSS))
+    assert len(talk.guest.loses_everything()) == 10
+    for _ in range(8):
+        talk.guest.sends(ACK, ack=0)
+    assert [segment.at // MSS for segment in talk.guest.loses_everything()] == [10, 11, 0, 12]
+    talk.guest.sends(ACK, ack=5 * MSS)
+    assert [segment.at // MSS for segment in talk.guest.loses_everything()] == [5, 13]
+
+
 def test_data_with_the_same_ack_is_no_duplicate() -> None:
     """RFC 5681, 2: a guest that talks while we do has lost nothing."""
     talk = Conversation.open()

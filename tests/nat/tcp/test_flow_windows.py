@@ -191,8 +191,13 @@ def test_octets_that_were_taken_before_the_window_closed_are_probed_for() -> Non
     talk.advance(3)
     talk.guest.gets(ACK, b"", at=-1)
     talk.guest.loses_everything()
+    talk.host.ends()
     talk.guest.sends(ACK, window=1000)
     talk.guest.gets(PSH | ACK, b"late", at=0)
+    talk.guest.gets(FIN | ACK, at=4)
+    talk.guest.sends(ACK)
+    talk.advance(600)
+    talk.guest.gets_nothing()  # and no window is asked for any more
 
 
 @pytest.mark.parametrize("isn", [2**32 - 2, 2**32 - 101])
