@@ -4,7 +4,7 @@ import pytest
 
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.nat.tcp.states import GuestState, HostState
-from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
+from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.nat.tcp.conversation import GUEST_ISN, MSS, Conversation, in_state
 
 G, H = GuestState, HostState
