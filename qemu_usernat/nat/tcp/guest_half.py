@@ -282,7 +282,7 @@ class GuestHalf:
 
     def _on_time_wait_segment(self, offset: int, spans: int, flags: int, now: float) -> None:
         """RFC 9293, 3.10.7.4: a FIN again, as our last ACK was lost; or what is out of place."""
-        if flags & FIN and not flags & RST:
+        if flags & FIN and not flags & RST and offset + spans == 0:
             self._time_wait_until = now + TIME_WAIT
             self.output.owed = True
         elif flags & SYN and not flags & RST:

@@ -162,13 +162,15 @@ def test_time_wait_answers_the_fin_that_comes_again_and_starts_anew() -> None:
     talk.assert_over()
 
 
-@pytest.mark.parametrize("flags", [ACK, SYN, RST | ACK])
-def test_time_wait_ends_in_time_whatever_else_comes(flags: int) -> None:
-    """RFC 9293, 3.10.7.4: the one thing that may come is the FIN, and only it starts anew."""
+@pytest.mark.parametrize(
+    ("flags", "at"), [(ACK, 1), (SYN, -1), (RST | ACK, 1), (FIN | ACK, 1), (FIN | ACK, -5000)]
+)
+def test_time_wait_ends_in_time_whatever_else_comes(flags: int, at: int) -> None:
+    """RFC 9293, 3.10.7.4: what may come is the guest's FIN again, and only that starts anew."""
     talk = in_state(G.TIME_WAIT)
     for _ in range(3):
         talk.advance(3)
-        talk.guest.sends(flags)
+        talk.guest.sends(flags, at=at)
         assert talk.states[0] is G.TIME_WAIT
     talk.advance(1.001)
     talk.assert_over()

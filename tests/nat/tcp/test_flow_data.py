@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qemu_usernat.nat.tcp.guest_half import SINGLE_ACKS
 from qemu_usernat.nat.tcp.output import DELAYED_ACK
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
@@ -229,6 +230,17 @@ def test_after_a_gap_each_segment_is_acknowledged_alone() -> None:
     for number in range(2, 66):
         talk.guest.gets(ACK, ack=number * MSS)
     talk.guest.gets(ACK, ack=(74) * MSS)
+    talk.guest.gets_nothing()
+
+
+def test_whatever_fills_a_part_of_a_gap_is_acknowledged_at_once() -> None:
+    """RFC 5681, 4.2: however small it is, and however many there are of it."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, bytes(MSS), at=MSS)
+    talk.guest.gets(ACK, ack=0)
+    for number in range(SINGLE_ACKS + 5):
+        talk.guest.sends(PSH | ACK, b"x", at=number)
+        talk.guest.gets(ACK, ack=number + 1)
     talk.guest.gets_nothing()
 
 
