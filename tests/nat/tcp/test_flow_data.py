@@ -9,7 +9,7 @@ from qemu_usernat.nat.tcp.output import DELAYED_ACK
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.sequence import MODULUS
-from qemu_usernat.wire.packets import ACK, PSH
+from qemu_usernat.wire.packets import ACK, PSH, SYN
 from tests.nat.tcp.conversation import MSS, Conversation
 
 G, H = GuestState, HostState
@@ -254,6 +254,36 @@ def test_a_guest_that_hears_of_blocks_gets_four_acks_a_turn_and_a_last_one() -> 
     assert blocks == [((MSS, end * MSS),) for end in (2, 3, 4, 5, 21)]
     talk.guest.sends(ACK, bytes(MSS), at=21 * MSS)
     assert talk.guest.gets(ACK, ack=0).selective == ((MSS, 22 * MSS),)
+    with talk.turn():
+        for number in range(22, 41):
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+    assert len(talk.guest.loses_everything()) == 5, "the next turn has its own"
+
+
+def test_the_server_may_be_read_several_times_in_a_turn() -> None:
+    """What was read is sent at once, and so there is room for more."""
+    talk = Conversation.open()
+    with talk.turn():
+        for _ in range(3):
+            assert talk.flow.room() > 0
+            talk.flow.on_host_data(b"more", 4, talk.now)
+    assert talk.guest.gets_stream() == b"moremoremore"
+
+
+def test_nothing_is_read_that_the_guest_cannot_take() -> None:
+    """Not before the handshake, nor after our FIN, nor while its link is stalled."""
+    talk = Conversation()
+    assert talk.flow.room() == 0
+    talk.host.connects()
+    talk.guest.gets(SYN | ACK)
+    assert talk.flow.room() == 0
+    talk.guest.sends(ACK)
+    assert talk.flow.room() > 0
+    talk.line.is_stalled = True
+    assert talk.flow.room() == 0
+    talk.line.is_stalled = False
+    talk.host.ends()
+    assert talk.flow.room() == 0
 
 
 def test_an_answer_does_not_hide_the_blocks() -> None:

@@ -6,7 +6,7 @@ from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS
 from qemu_usernat.nat.tcp.opening import initial_sequence
 from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
-from tests.nat.tcp.conversation import KEY, SECRET, Conversation, in_state
+from tests.nat.tcp.conversation import KEY, OUR_ISN, SECRET, Conversation, in_state
 
 G, H = GuestState, HostState
 
@@ -27,7 +27,7 @@ def test_a_refusal_is_a_reset_that_the_guest_believes() -> None:
     """RFC 9293, 3.10.7.3: in SYN-SENT only RST with an acceptable ACK counts."""
     talk = Conversation()
     talk.host.fails()
-    talk.guest.gets(RST | ACK, ack=0)
+    assert talk.guest.gets(RST | ACK, at=-1 - OUR_ISN, ack=0).window == 0
     assert talk.line.refusals == []
     talk.assert_over()
 

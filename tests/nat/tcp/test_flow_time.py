@@ -1,7 +1,11 @@
 """What time does to a connection: repetition, giving up, keepalives."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
+from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.time import HOUR, MINUTE
@@ -153,6 +157,102 @@ def test_an_alarm_that_rings_early_does_nothing(state: GuestState) -> None:
     talk.guest.gets_nothing()
     assert talk.flow.deadline() == deadline
     assert talk.flow.guest_state is state
+
+
+def closed_over_octets() -> Conversation:
+    """The server's octets wait for a window that the guest has closed."""
+    talk = Conversation.open(window=0)
+    talk.host.says(b"hello")
+    return talk
+
+
+def owing_an_ack() -> Conversation:
+    """A small segment, which an answer of the server may acknowledge."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, b"question")
+    return talk
+
+
+def with_last_words() -> Conversation:
+    """The guest has reset after its FIN; the server has not taken what was said before."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    with talk.turn():
+        talk.guest.sends(FIN | ACK, b"last words")
+        talk.guest.sends(RST | ACK)
+    return talk
+
+
+def owed_octets() -> Conversation:
+    """What the server has said is lost."""
+    talk = Conversation.open()
+    talk.host.says(b"hello")
+    talk.guest.loses_everything()
+    return talk
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        pytest.param(partial(in_state, state), id=state.name)
+        for state in (G.SYN_HELD, G.SYN_RECEIVED, G.ESTABLISHED, G.FIN_WAIT_1, G.TIME_WAIT)
+    ]
+    + [closed_over_octets, owing_an_ack, owed_octets, with_last_words],
+)
+def test_an_alarm_that_rings_late_does_the_same(begin: Callable[[], Conversation]) -> None:
+    """The loop has more to do: who is called a second after the time is not called in vain."""
+    in_time, late = begin(), begin()
+    in_time.now = in_time.flow.deadline()
+    late.now = late.flow.deadline() + 1
+    for talk in (in_time, late):
+        talk.flow.on_deadline(talk.now)
+        talk.end_turn()
+    sent = late.guest.loses_everything()
+    assert sent == in_time.guest.loses_everything()
+    assert late.line.refusals == in_time.line.refusals
+    assert late.states == in_time.states
+    assert late.counters == in_time.counters
+    assert sent or late.line.refusals or late.flow.finished, "it rang for nothing"
+
+
+@pytest.mark.parametrize("lasted", [0, HOUR])
+def test_time_wait_begins_when_both_have_ended(lasted: float) -> None:
+    """However long the connection was: a minute from its end, and then nothing is left."""
+    talk = Conversation.open()
+    talk.now += lasted
+    talk.guest.sends(ACK, b"hello")
+    talk.guest.gets_stream()
+    talk.host.ends()
+    talk.guest.gets(FIN | ACK)
+    talk.guest.sends(FIN | ACK)
+    assert talk.flow.guest_state is G.TIME_WAIT
+    assert talk.flow.deadline() == talk.now + TIME_WAIT
+    talk.advance(TIME_WAIT - 0.001)
+    talk.end_turn()
+    assert talk.flow.guest_state is G.TIME_WAIT
+    talk.advance(0.001)
+    talk.assert_over()
+
+
+def test_last_words_are_kept_for_two_hours_after_the_server_took_any() -> None:
+    """The guest is gone, so nobody but the server can tell that they are still wanted."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    with talk.turn():
+        talk.guest.sends(FIN | ACK, b"last words")
+        talk.guest.sends(RST | ACK)
+    talk.advance(KEEPALIVE_IDLE / 2)
+    talk.end_turn()
+    assert talk.flow.deadline() == talk.now + KEEPALIVE_IDLE / 2, "it took nothing yet"
+    talk.host.takes(4)
+    assert talk.host.received == b"last"
+    assert talk.flow.deadline() == talk.now + KEEPALIVE_IDLE
+    talk.advance(KEEPALIVE_IDLE - 1)
+    talk.host.takes(100)
+    assert talk.host.received == b"last words"
+    talk.assert_over()
+    talk.flow.on_deadline(talk.now + 9 * HOUR)
+    assert talk.counters["tcp.gave_up"] == 0
 
 
 def test_the_handshake_is_the_first_round_trip() -> None:

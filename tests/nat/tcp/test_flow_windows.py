@@ -188,6 +188,7 @@ def test_octets_that_were_taken_before_the_window_closed_are_probed_for() -> Non
     with talk.turn():
         talk.flow.on_host_data(b"late", 4, talk.now)
     talk.guest.gets_nothing()
+    assert talk.flow.guest_state is GuestState.ESTABLISHED, "nothing of ours has ended"
     talk.advance(3)
     talk.guest.gets(ACK, b"", at=-1)
     talk.guest.loses_everything()
@@ -208,6 +209,20 @@ def test_a_window_is_followed_across_the_wrap_of_the_guests_numbers(isn: int) ->
     talk.guest.loses_everything()
     talk.host.says(b"answer")
     talk.guest.gets_nothing()
+    talk.guest.sends(ACK, window=1000)
+    talk.guest.gets(PSH | ACK, b"answer")
+
+
+def test_a_guest_that_has_ended_its_direction_is_asked_for_its_window() -> None:
+    """Half-closed it still listens, and the server's octets wait for it."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.guest.sends(FIN | ACK, window=0)
+    talk.guest.gets(ACK, ack=1)
+    talk.host.says(b"answer")
+    talk.guest.gets_nothing()
+    talk.advance(3)
+    assert talk.counters["tcp.window_probe"] > 0
+    talk.guest.loses_everything()
     talk.guest.sends(ACK, window=1000)
     talk.guest.gets(PSH | ACK, b"answer")
 
