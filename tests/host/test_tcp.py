@@ -247,6 +247,35 @@ def test_the_server_s_reset_reaches_the_guest_as_one(room: LoopbackRoom) -> None
     room.network.assert_nothing_left()
 
 
+def test_a_reset_after_the_guest_s_end_reaches_the_server_as_one(room: LoopbackRoom) -> None:
+    """It has the whole upload, and learns at once that nobody waits for the rest of its answer."""
+    connection, server = room.connect(room.listen())
+    room.guest.sends(connection.segment(ACK | FIN, b"all of it"))
+    assert read_exactly(server, 9) == b"all of it"
+    assert server.recv(100) == b""
+    server.sendall(b"an answer")  # by which its kernel acknowledges our FIN
+    room.settle()
+    room.guest.sends(connection.segment(RST))
+    with pytest.raises(BrokenPipeError):
+        server.send(b" and more of it")
+    room.network.assert_nothing_left()
+
+
+def test_a_reset_after_the_guest_s_end_does_not_overtake_what_it_said(room: LoopbackRoom) -> None:
+    """A slow server gets all that was acknowledged, though nobody reads what it says itself."""
+    listener = room.listen()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    connection, server = room.connect(listener)
+    sent = uploads(room, connection, 400_000)
+    room.guest.sends(connection.segment(ACK | FIN, window=0))
+    server.sendall(b"a word that the guest has no room for")
+    room.settle()
+    room.guest.sends(connection.segment(RST))
+    room.network.assert_nothing_left()
+    assert read_exactly(server, len(sent)) == sent
+    assert server.recv(100) == b""
+
+
 def test_what_was_said_before_a_broken_pipe_is_heard(room: LoopbackRoom) -> None:
     """A server that answers and resets while the guest still writes: the answer comes first."""
     connection, server = room.connect(room.listen())
