@@ -87,7 +87,7 @@ MEANINGS = {
     "tcp.out_of_window": "A segment outside of the window: answered by an ACK.",
     "tcp.closed_window": "Octets for a window that is closed: dropped, answered by an ACK.",
     "tcp.reset_out_of_window": "A reset whose number is not in the window: dropped (RFC 5961, 3).",
-    "tcp.time_wait": "A segment after the end, neither FIN nor SYN: dropped (RFC 1337).",
+    "tcp.time_wait": "A segment after the end, neither the last FIN nor a SYN: dropped (RFC 1337).",
     "tcp.ack_of_unsent": "An acknowledgment of what was never sent: challenged (RFC 5961, 5).",
     "tcp.challenge_ack": "A segment that may be forged, or is out of place: answered by an ACK.",
     "tcp.challenge_ack_limited": "A challenge that was not sent, as one was just before it.",
