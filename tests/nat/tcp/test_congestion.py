@@ -90,6 +90,13 @@ def test_reno_after_a_silence_doubles_up_to_half() -> None:
     assert fly(reno, 0.0, 6) == pytest.approx([2, 4, 8, 16, 20, 21], abs=0.6)
 
 
+def test_a_silence_after_little_leaves_two_segments_to_reno() -> None:
+    """RFC 5681, 3.1, equation 4: no less than two are half."""
+    reno = Reno(MSS)
+    reno.on_timeout(2 * MSS, 0.0)
+    assert (reno.window, reno.threshold) == (MSS, 2 * MSS)
+
+
 def test_cubic_returns_to_where_the_loss_was_when_its_formula_says() -> None:
     """RFC 9438, 4.2: W(K) = W_max with K = ((W_max - 0.7 W_max) / C) ** (1/3), whatever the RTT."""
     cubic = Cubic(MSS)
@@ -106,6 +113,19 @@ def test_cubic_returns_to_where_the_loss_was_when_its_formula_says() -> None:
     assert steps[1] > steps[len(steps) // 2] > steps[-1] >= 0, "concave up to there"
     beyond = fly(cubic, 10.0 + period, 60)
     assert beyond[-1] - beyond[-2] > beyond[1] - beyond[0], "and convex from there on"
+
+
+def test_each_loss_begins_the_curve_of_cubic_anew() -> None:
+    """RFC 9438, 4.2: K counts from the last loss, and from the window that was left by it."""
+    cubic = Cubic(MSS)
+    fly(cubic, 0.0, 6)
+    cubic.on_loss(cubic.window, 10.0)
+    lost_at = fly(cubic, 10.0, 60)[-1]
+    assert lost_at < 640, "below the last loss: fast convergence"
+    cubic.on_loss(cubic.window, 13.0)
+    aim = lost_at * (1 + CUBIC_BETA) / 2
+    period = ((aim - lost_at * CUBIC_BETA) / CUBIC_C) ** (1 / 3)
+    assert fly(cubic, 13.0, int(period / ROUND_TRIP))[-1] == pytest.approx(aim, rel=0.01)
 
 
 def test_cubic_is_never_slower_than_reno() -> None:
