@@ -120,7 +120,7 @@ class HostTcp:
                     return False
                 data = b""
             else:
-                data = sock.recv(min(room, READ_SIZE))
+                data = sock.recv(room)
         except BlockingIOError:
             return False
         except OSError:

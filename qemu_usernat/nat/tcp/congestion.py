@@ -41,7 +41,7 @@ class CongestionControl(Protocol):
 class Unlimited:
     """No limit but after a timeout: who has not answered is approached with one segment.
 
-    A guest may have been paused, or restarted with nothing left of the connection; four
+    A guest may have been paused, or restarted with nothing left of the connection; eight
     megabytes into that silence, again and again, would help nobody.
     """
 

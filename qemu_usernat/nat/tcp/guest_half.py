@@ -146,8 +146,10 @@ class GuestHalf:
         SYN gives way to another attempt, as that one was given up by the guest.
         """
         if self.guest_state is GuestState.TIME_WAIT and self.receiver.offset_of(sequence) > 0:
+            self.counters.count("tcp.time_wait_reused")
             self._move_guest(GuestEvent.TIME_WAIT_OVER)
         elif self.guest_state is GuestState.SYN_HELD and sequence != self.receiver.initial_sequence:
+            self.counters.count("tcp.syn_replaced")
             self._move_guest(GuestEvent.ABORTED)
         return self.guest_state in GUEST_GONE
 

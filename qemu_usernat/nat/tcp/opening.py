@@ -90,4 +90,4 @@ def _new_flow(
         control=CONTROLS[settings.congestion],
         counters=counters,
     )
-    return TcpFlow(key, wire, Receiver(ours), sender, counters, now)
+    return TcpFlow(key, wire, Receiver(ours, counters), sender, counters, now)

@@ -17,6 +17,7 @@ from operator import itemgetter
 
 from attrs import define, field
 
+from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import Buffer
 
@@ -48,6 +49,7 @@ class Receiver:
 
     maximum_segment_size: int
     """The largest segment that the guest may send us."""
+    counters: Counters
     initial_sequence: int = 0
     """IRS: the number of the guest's SYN."""
     scale: int = 0
@@ -181,6 +183,7 @@ class Receiver:
                 elif len(runs) < OUT_OF_ORDER_RUNS:
                     runs.insert(index, (cursor, bytearray(piece)))
                 else:
+                    self.counters.count("tcp.out_of_order_full")
                     return
                 cursor = gap_end
             if index < len(runs) and cursor >= runs[index][0]:

@@ -43,6 +43,9 @@ TAIL_PROBE_MINIMUM = 10 * MS
 TAIL_PROBE_DELAYED_ACK = 200 * MS
 """And as much more for a single segment, whose ACK the guest may delay (RFC 8985, 7.2)."""
 
+TAKEN_AT_ONCE = 256 * 1024
+"""Octets from the host in one go, less what would not fill a segment: of 65,480, four fit."""
+
 JOINED_BELOW = 4096
 """Octets below which neighbours are retained as one: a server that writes octet by octet costs
 neither an object for each, nor a segment for each when they are repeated."""
@@ -131,6 +134,8 @@ class Sender:
         if self.next != self.end or self.scoreboard.lost or self.scoreboard.full:
             return 0
         usable = self._limit() - self.next
+        if usable >= TAKEN_AT_ONCE:
+            return TAKEN_AT_ONCE - TAKEN_AT_ONCE % self.maximum_segment_size
         if usable >= self.maximum_segment_size:
             return usable
         if usable <= 0:

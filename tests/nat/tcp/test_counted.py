@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from qemu_usernat.nat.tcp.receiver import OUT_OF_ORDER_RUNS
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.primitives.time import HOUR, MINUTE
 from qemu_usernat.wire.packets import ACK, FIN, RST, SYN
-from tests.nat.tcp.conversation import MSS, Conversation, in_state
+from tests.nat.tcp.conversation import GUEST_ISN, MSS, Conversation, in_state
 
 ENGINE = Path(__file__).parents[3] / "qemu_usernat/nat/tcp"
 
@@ -38,6 +39,20 @@ def counts(name: str, times: int = 1, **others: int) -> Callable[[Story], Story]
 def a_syn_comes_again_while_the_server_is_called() -> Conversation:
     talk = in_state(GuestState.SYN_HELD)
     talk.guest.sends(SYN)
+    return talk
+
+
+@counts("syn_replaced")
+def a_guest_that_was_restarted_calls_again() -> Conversation:
+    talk = in_state(GuestState.SYN_HELD)
+    assert talk.flow.yields_to_syn(GUEST_ISN + 7777, talk.now)
+    return talk
+
+
+@counts("time_wait_reused")
+def the_same_port_calls_again_after_the_end() -> Conversation:
+    talk = in_state(GuestState.TIME_WAIT)
+    assert talk.flow.yields_to_syn(GUEST_ISN + 7777, talk.now)
     return talk
 
 
@@ -136,6 +151,14 @@ def octets_come_twice() -> Conversation:
 def octets_come_beyond_a_gap() -> Conversation:
     talk = Conversation.open()
     talk.guest.sends(ACK, b"later", at=10)
+    return talk
+
+
+@counts("out_of_order_full", out_of_order=OUT_OF_ORDER_RUNS + 1)
+def every_second_octet_comes() -> Conversation:
+    talk = Conversation.open()
+    for number in range(OUT_OF_ORDER_RUNS + 1):
+        talk.guest.sends(ACK, b"!", at=1 + 2 * number)
     return talk
 
 

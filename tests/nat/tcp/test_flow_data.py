@@ -270,6 +270,13 @@ def test_the_server_may_be_read_several_times_in_a_turn() -> None:
     assert talk.guest.gets_stream() == b"moremoremore"
 
 
+@pytest.mark.parametrize(("mtu", "segments"), [(65520, 4), (9000, 29), (1500, 179)])
+def test_the_server_is_read_in_whole_segments(mtu: int, segments: int) -> None:
+    """256 KiB in one go, less what would be a small segment at the end of each."""
+    talk = Conversation.open(mtu=mtu, mss=mtu - 40, window=65535, scale=7)
+    assert talk.flow.room() == segments * (mtu - 40)
+
+
 def test_nothing_is_read_that_the_guest_cannot_take() -> None:
     """Not before the handshake, nor after our FIN, nor while its link is stalled."""
     talk = Conversation()

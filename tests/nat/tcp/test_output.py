@@ -56,7 +56,7 @@ class Wire:
 def output(*, selective: bool = True) -> tuple[Output, Wire]:
     """After a handshake without window scale; the guest has sent "hello"."""
     wire = Wire()
-    receiver = Receiver(MSS)
+    receiver = Receiver(MSS, Counters())
     receiver.begin(THEIRS, scaled=False)
     receiver.accept(THEIRS + 1, b"hello", 5)
     receiver.drain(lambda buffers: 5)

@@ -15,6 +15,7 @@ from qemu_usernat.nat.tcp.receiver import (
     WINDOW_SCALE,
     Receiver,
 )
+from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import MODULUS, add
 from qemu_usernat.wire.packets import Buffer
 
@@ -42,7 +43,7 @@ class Server:
 
 
 def receiver_at(isn: int, scale: int = WINDOW_SCALE, mss: int = MSS) -> Receiver:
-    made = Receiver(mss)
+    made = Receiver(mss, Counters())
     made.begin(isn, scaled=bool(scale))
     return made
 
@@ -272,7 +273,7 @@ def test_tiny_segments_in_disorder_cost_a_bounded_number_of_objects() -> None:
 
 def test_all_of_a_large_window_is_kept_behind_one_gap() -> None:
     """One lost segment at the head of a window does not cost the segments behind it."""
-    receiver, server = Receiver(536, capacity=len(STREAM)), Server()
+    receiver, server = Receiver(536, Counters(), capacity=len(STREAM)), Server()
     receiver.begin(0, scaled=True)
     receiver.window()
     for start in range(536, len(STREAM), 536):
