@@ -148,6 +148,16 @@ def test_an_ack_from_long_ago_is_challenged() -> None:
     assert talk.counters["tcp.challenge_ack"] == 1
 
 
+def test_what_an_old_ack_carries_counts_as_far_back_as_the_window_is_large() -> None:
+    """RFC 5961, 5.2: MAX.SND.WND is the largest there was, not the one of the SYN."""
+    talk = Conversation.open(window=65535, scale=7)
+    talk.host.says(bytes(500_000))
+    talk.guest.gets_stream()
+    talk.guest.sends(ACK)
+    talk.guest.sends(PSH | ACK, b"late words", ack=100_000)
+    assert talk.host.received == b"late words"
+
+
 def test_an_old_ack_that_was_overtaken_is_harmless() -> None:
     """Its data counts, its acknowledgment is no news."""
     talk = Conversation.open()

@@ -507,6 +507,17 @@ def test_a_window_that_shrinks_holds_repetitions_back() -> None:
     assert numbers(talk, first) == [1, 2]
 
 
+def test_the_timer_repeats_the_first_hole_and_nothing_else() -> None:
+    """RFC 6298, 5.4: the earliest; what the guest has is not sent again, nor the last."""
+    talk = opened()
+    first = says(talk, 5)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 4)])
+    got(talk)
+    talk.advance(0.25)
+    assert talk.counters["tcp.retransmission_timeout"] == 1
+    assert numbers(talk, first) == [0]
+
+
 def test_what_waits_for_one_hole_is_bounded() -> None:
     """A window of a gigabyte, and blocks of all but the first segment: it is all still retained."""
     talk = Conversation.open(selective=True, scale=14)

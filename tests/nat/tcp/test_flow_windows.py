@@ -110,6 +110,43 @@ def test_a_window_closed_from_the_start() -> None:
     talk.guest.gets(PSH | ACK, b"hello")
 
 
+def test_a_guest_that_has_said_all_is_probed_as_well() -> None:
+    """Half-closed, it reads slowly, and the opening of its window may be lost."""
+    talk = Conversation.open(window=0)
+    talk.guest.sends(FIN | ACK)
+    talk.guest.gets(ACK, ack=1)
+    talk.host.says(b"answer")
+    for _ in range(3):
+        talk.guest.gets_nothing()
+        talk.advance(10)
+        assert {segment.at for segment in talk.guest.loses_everything()} == {-1}
+    talk.guest.sends(ACK, window=1 << 10)
+    talk.guest.gets(PSH | ACK, b"answer", at=0)
+
+
+def test_a_window_that_closes_after_a_timeout_opens_again() -> None:
+    """Everything has arrived meanwhile: nothing is left that could be sent again."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(b"a" * 1000)
+    talk.guest.loses_everything()
+    talk.advance(0.25)
+    talk.guest.gets(PSH | ACK, b"a" * 1000, at=0)
+    talk.guest.sends(ACK, window=0)
+    talk.guest.sends(ACK, window=1000)
+    talk.guest.gets_nothing()
+    talk.host.says(b"more")
+    talk.guest.gets(PSH | ACK, b"more", at=1000)
+
+
+def test_an_old_keepalive_closes_no_window() -> None:
+    """Its number is too old for its window to be the newest: it may have been overtaken."""
+    talk = Conversation.open(window=5000, scale=0)
+    talk.guest.sends(ACK, at=-1, window=0)
+    talk.guest.gets(ACK)
+    talk.host.says(b"hello")
+    talk.guest.gets(PSH | ACK, b"hello")
+
+
 def test_nothing_waits_so_nothing_is_probed() -> None:
     """A closed window with nothing to send is nobody's business."""
     talk = Conversation.open(window=0)

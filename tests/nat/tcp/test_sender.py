@@ -433,6 +433,17 @@ def test_a_server_that_writes_octet_by_octet_costs_no_more_than_its_octets() -> 
     assert b.lengths() == [(0, 1000)]
 
 
+def test_what_follows_a_large_write_does_not_copy_it() -> None:
+    """Small writes are joined with each other; a hundred copies of 50,000 octets are not made."""
+    b = bench(window=60_000)
+    b.host_says(50_000)
+    large = b.sender._chunks[0][1]
+    for _ in range(100):
+        b.host_says(1)
+    assert len(b.sender._chunks) == 2
+    assert b.sender._chunks[0][1] is large
+
+
 def test_the_tail_is_what_was_sent_last_not_what_waits_for_the_window() -> None:
     """RFC 8985, 7.3: what the window keeps back is no tail."""
     b = bench(window=1000, selective=True)
