@@ -89,6 +89,17 @@ def test_two_lost_segments_in_a_stream() -> None:
     talk.guest.gets_nothing()
 
 
+def test_a_timeout_forgets_duplicates() -> None:
+    """RFC 5681, 3.1: after a silence one segment is on its way, whatever was counted before it."""
+    talk = Conversation.open(congestion="reno")
+    talk.host.says(bytes(10 * MSS))
+    for _ in range(2):
+        talk.guest.sends(ACK, ack=0)
+    talk.guest.loses_everything()
+    talk.advance(0.25)
+    assert [segment.at for segment in talk.guest.loses_everything()] == [0]
+
+
 def test_each_duplicate_lets_a_segment_follow() -> None:
     """Two of ten are lost: two duplicates let new ones follow (RFC 3042), and then five at a time
     are on their way (RFC 6582, 3.2), no fewer and no more."""
