@@ -193,3 +193,10 @@ def test_initial_sequence_numbers_grow_and_tell_nothing() -> None:
     other = (KEY[0], KEY[1] + 1, KEY[2], KEY[3])
     assert initial_sequence(other, SECRET, 10.0) != first
     assert initial_sequence(KEY, b"another secret!!", 10.0) != first
+
+
+def test_the_first_flight_is_ten_segments_of_the_guests_size() -> None:
+    """RFC 6928, 2, counts in segments that are sent, not in those that our MTU would allow."""
+    talk = Conversation.open(congestion="reno", mss=536)
+    talk.host.says(bytes(20_000))
+    assert [len(segment.payload) for segment in talk.guest.loses_everything()] == [536] * 10
