@@ -308,6 +308,17 @@ def test_an_alarm_that_comes_late_probes_the_tail_all_the_same() -> None:
     assert numbers(talk, first) == [3]
 
 
+def test_no_tail_is_probed_beyond_a_window_that_has_shrunk() -> None:
+    """The guest would throw it away; the timer repeats what there is room for."""
+    talk = opened(scale=0)
+    first = says(talk, 4)
+    talk.guest.sends(ACK, ack=first, window=2 * MSS)
+    talk.advance(2 * ROUND_TRIP)
+    talk.guest.gets_nothing()
+    talk.advance(0.1)
+    assert numbers(talk, first) == [0]
+
+
 def test_one_probe_and_then_the_timer() -> None:
     """If it is lost, too: RFC 8985, 7.2, and RFC 6298, 5, counted from the probe."""
     talk = opened()
