@@ -115,6 +115,21 @@ def test_cubic_returns_to_where_the_loss_was_when_its_formula_says() -> None:
     assert beyond[-1] - beyond[-2] > beyond[1] - beyond[0], "and convex from there on"
 
 
+def test_many_small_steps_of_cubic_are_a_large_one() -> None:
+    """Less than an octet of growth an ACK is not lost, and not counted twice."""
+    pieces, whole = Cubic(MSS), Cubic(MSS)
+    for cubic in (pieces, whole):
+        fly(cubic, 0.0, 6)
+        cubic.on_loss(cubic.window, 10.0)
+        cubic.on_acknowledged(0, ROUND_TRIP, 10.0)
+    before = whole.window
+    for _ in range(MSS):
+        pieces.on_acknowledged(100, ROUND_TRIP, 10.0)
+    whole.on_acknowledged(100 * MSS, ROUND_TRIP, 10.0)
+    assert whole.window > before + 100
+    assert pieces.window == pytest.approx(whole.window, abs=2)
+
+
 def test_each_loss_begins_the_curve_of_cubic_anew() -> None:
     """RFC 9438, 4.2: K counts from the last loss, and from the window that was left by it."""
     cubic = Cubic(MSS)

@@ -77,6 +77,13 @@ def a_syn_ack_is_answered_with_another_number() -> Conversation:
     return talk
 
 
+@counts("challenge_ack")
+def another_syn_comes_instead_of_the_answer() -> Conversation:
+    talk = in_state(GuestState.SYN_RECEIVED)
+    talk.guest.sends(SYN, at=-2)
+    return talk
+
+
 @counts("no_syn")
 def our_syn_is_answered_without_one() -> Conversation:
     talk = in_state(GuestState.SYN_SENT)
@@ -299,6 +306,15 @@ def the_server_resets() -> Conversation:
     talk = Conversation.open()
     talk.host.breaks()
     return talk
+
+
+def test_a_lost_syn_ack_is_asked_for_without_any_ado() -> None:
+    """The same SYN again is answered again; nothing is wrong, and nothing is counted."""
+    talk = in_state(GuestState.SYN_RECEIVED)
+    talk.guest.sends(SYN)
+    talk.guest.gets(SYN | ACK, at=-1, ack=0)
+    talk.guest.gets_nothing()
+    assert not +talk.counters
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,25 @@ def test_two_calls_that_cross_are_one_connection(answer: int) -> None:
     assert talk.host.received == b"and hello"
 
 
+@pytest.mark.parametrize("number", [-4000, 4000])
+def test_the_acknowledgment_of_a_bare_syn_means_nothing(number: int) -> None:
+    """Without the flag the field may hold anything (RFC 9293, 3.1)."""
+    talk = in_state(G.SYN_SENT)
+    talk.guest.sends(SYN, ack=number)
+    talk.guest.gets(SYN | ACK, at=-1, ack=0)
+    assert talk.states == (G.SYN_RECEIVED, H.OPEN)
+
+
+@pytest.mark.parametrize("number", [-1, 1])
+def test_an_answer_to_another_call_is_refused(number: int) -> None:
+    """RFC 9293, 3.10.7.3, first: a reset with the number that was acknowledged."""
+    talk = in_state(G.SYN_SENT)
+    talk.guest.sends(SYN | ACK, ack=number)
+    talk.guest.gets(RST, at=number)
+    talk.guest.gets_nothing()
+    assert talk.states == (G.SYN_SENT, H.OPEN)
+
+
 def test_a_lost_answer_to_crossing_calls_is_repeated() -> None:
     """Our SYN,ACK is lost as any other may be: the timer of our SYN goes on for it."""
     talk = in_state(G.SYN_SENT)

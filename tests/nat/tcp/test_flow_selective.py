@@ -491,6 +491,7 @@ def test_a_block_that_begins_before_the_hole_says_nothing() -> None:
     talk.guest.sends(ACK, ack=first, selective=[block(first, -1, 3)])
     talk.guest.sends(ACK, ack=first, selective=[block(first, 0, 3)])
     assert talk.flow.sender.scoreboard.delivered == 0
+    assert talk.counters["tcp.repeated_needlessly"] == 0, "nor that anything came twice"
     talk.guest.gets_nothing()
 
 

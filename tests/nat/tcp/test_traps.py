@@ -75,11 +75,12 @@ def test_passt_02_a_syn_repeated_while_we_dial_changes_nothing() -> None:
     talk.guest.gets_nothing()
 
 
-def test_passt_03a_another_attempt_takes_the_place_of_a_held_one() -> None:
+@pytest.mark.parametrize("number", [7777, 999])
+def test_passt_03a_another_attempt_takes_the_place_of_a_held_one(number: int) -> None:
     """passt f984003: the guest has given the first attempt up, its server hears of it."""
     talk = Conversation(isn=1000)
     assert not talk.flow.yields_to_syn(1000, talk.now), "the same attempt"
-    assert talk.flow.yields_to_syn(7777, talk.now)
+    assert talk.flow.yields_to_syn(number, talk.now)
     talk.end_turn()
     talk.guest.gets_nothing()
     assert talk.host.socket.was_reset
