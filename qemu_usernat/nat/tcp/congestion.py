@@ -125,7 +125,7 @@ class Cubic:
         if self.window < self.threshold:
             self.window = min(self.window + gained, self.threshold)
             return
-        window = self.window / self.segment
+        window = (self.window + self._rest) / self.segment
         if self._epoch is None:
             self._epoch = now
             self._epoch_window = self._reno_window = window
@@ -142,9 +142,9 @@ class Cubic:
         grown = window + (target - window) / window * acked
         if self._cubic(now) < self._reno_window:
             grown = max(window, self._reno_window)
-        octets = (grown - window) * self.segment + self._rest
+        octets = min(grown * self.segment, FLIGHT_MAXIMUM)
+        self.window = int(octets)
         self._rest = octets % 1
-        self.window = min(self.window + int(octets), FLIGHT_MAXIMUM)
 
     def _cubic(self, when: float) -> float:
         """W_cubic, in segments, at a moment of this epoch (RFC 9438, 4.2, figures 1 and 2)."""

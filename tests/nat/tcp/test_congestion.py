@@ -121,13 +121,13 @@ def test_many_small_steps_of_cubic_are_a_large_one() -> None:
     for cubic in (pieces, whole):
         fly(cubic, 0.0, 6)
         cubic.on_loss(cubic.window, 10.0)
-        cubic.on_acknowledged(0, ROUND_TRIP, 10.0)
-    before = whole.window
+        fly(cubic, 10.0, 20)
+    before, now = whole.window, 10.0 + 20 * ROUND_TRIP
     for _ in range(MSS):
-        pieces.on_acknowledged(100, ROUND_TRIP, 10.0)
-    whole.on_acknowledged(100 * MSS, ROUND_TRIP, 10.0)
-    assert whole.window > before + 100
-    assert pieces.window == pytest.approx(whole.window, abs=2)
+        pieces.on_acknowledged(10, ROUND_TRIP, now)
+    whole.on_acknowledged(10 * MSS, ROUND_TRIP, now)
+    assert whole.window > before + 20
+    assert pieces.window == pytest.approx(whole.window, abs=3)
 
 
 def test_each_loss_begins_the_curve_of_cubic_anew() -> None:
