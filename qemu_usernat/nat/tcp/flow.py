@@ -141,6 +141,8 @@ class TcpFlow(GuestHalf):
             self._pump(now)
             if self.output.owed or (drained and self.receiver.window_update_due()):
                 self.output.ack()
+            while self.receiver.duplicates and self.sender.selective:
+                self.output.ack()  # or a guest does not learn that it has repeated needlessly
         if self.guest_state is GuestState.TIME_WAIT and self._time_wait_until == NEVER:
             self._time_wait_until = now + TIME_WAIT
         self._watch(now)
@@ -262,7 +264,7 @@ class TcpFlow(GuestHalf):
             self.output.probe()
             if not sender.on_probe_sent(now):
                 self._give_up()
-        elif now >= sender.tail_probe_at:
+        elif now >= sender.tail_probe.at:
             sender.on_tail_probe(self.output.data, now)
         elif now >= self.keepalive.at:
             self._on_keepalive(now)

@@ -37,6 +37,9 @@ can cost. Only what arrives backwards makes many."""
 
 SELECTIVE_BLOCKS = 4  # RFC 2018, 3: the 40 octets of options hold no more
 
+DUPLICATES_TOLD = 64
+"""Of those that come in one turn, each in an ACK of its own: an ACK can tell of one (RFC 2883)."""
+
 ROUNDING_ROOM = 64 * KIB
 """How far rounding up to the scale may carry the right edge beyond the capacity."""
 
@@ -78,7 +81,7 @@ class Receiver:
     """Where the latest arrivals beyond a gap began, the newest first."""
     _recent_end: int = 0
     """One past the newest of them."""
-    _duplicate: tuple[int, int] | None = None
+    duplicates: list[tuple[int, int]] = field(factory=list)
     """Octets that came twice, not yet told of: (start, end)."""
 
     def __attrs_post_init__(self) -> None:
@@ -109,7 +112,7 @@ class Receiver:
         if end > limit:
             view = view[: max(0, limit - start)]
         if start < self.position:
-            self._duplicate = (start, min(end, self.position))
+            self._came_twice(start, min(end, self.position))
             view = view[self.position - start :]
         if not len(view):
             return False
@@ -190,7 +193,7 @@ class Receiver:
                 cursor = max(cursor, runs[index][0] + len(runs[index][1]))
                 index += 1
         if not fresh:
-            self._duplicate = (start, end)
+            self._came_twice(start, end)
 
     # -- selective acknowledgments
 
@@ -198,12 +201,19 @@ class Receiver:
         """A segment that was not even looked at, as all of it had come before."""
         start = self._position_of(sequence)
         if length and start + length <= self.position:
-            self._duplicate = (start, start + length)
+            self._came_twice(start, start + length)
+
+    def _came_twice(self, start: int, end: int) -> None:
+        duplicates = self.duplicates
+        if duplicates and duplicates[-1][1] == start:
+            duplicates[-1] = (duplicates[-1][0], end)
+        elif len(duplicates) < DUPLICATES_TOLD:
+            duplicates.append((start, end))
 
     @property
     def untold(self) -> bool:
         """Whether `selective_edges` has anything to tell."""
-        return bool(self.out_of_order) or self._duplicate is not None
+        return bool(self.out_of_order or self.duplicates)
 
     def selective_edges(self) -> list[int]:
         """What the next ACK tells beside its number, as sequence numbers: left, right, left, …
@@ -219,9 +229,8 @@ class Receiver:
                 blocks.append(block)
                 recent.append(position)
         self._recent = recent
-        if self._duplicate is not None:
-            blocks.insert(0, self._duplicate)
-            self._duplicate = None
+        if self.duplicates:
+            blocks.insert(0, self.duplicates.pop(0))
         self.untold_blocks = 0
         origin = add(self.initial_sequence, 1)
         return [add(origin, edge) for block in blocks[:SELECTIVE_BLOCKS] for edge in block]

@@ -12,21 +12,21 @@ Positions are octets since our SYN, plain integers that never wrap; our FIN occu
 position after the last octet.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Protocol
 
-from attrs import Factory, define, field
+from attrs import Factory, define
 
 from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM, CongestionControl
 from qemu_usernat.nat.tcp.reordering import ReorderingWindow
+from qemu_usernat.nat.tcp.retained import Retained
 from qemu_usernat.nat.tcp.rtt import RoundTripTime
 from qemu_usernat.nat.tcp.scoreboard import Scoreboard
+from qemu_usernat.nat.tcp.tail_probe import TailProbe
 from qemu_usernat.nat.tcp.window import GuestWindow
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
-from qemu_usernat.primitives.time import MS, NEVER
+from qemu_usernat.primitives.time import NEVER
 from qemu_usernat.wire.packets import FIN, PSH, Buffer
 
 RETRANSMISSIONS_MAXIMUM = 15
@@ -37,20 +37,8 @@ MSS_MINIMUM = 88  # bytes; Linux's floor: smaller ones serve only to cost a segm
 
 DUPLICATE_ACKS = 3  # RFC 5681, 3.2; DupThresh of RFC 6675
 
-TAIL_PROBE_MINIMUM = 10 * MS
-"""How long the last segments are waited for at least: a guest has more to do than to answer."""
-
-TAIL_PROBE_DELAYED_ACK = 200 * MS
-"""And as much more for a single segment, whose ACK the guest may delay (RFC 8985, 7.2)."""
-
 TAKEN_AT_ONCE = 256 * 1024
 """Octets from the host in one go, less what would not fill a segment: of 65,480, four fit."""
-
-JOINED_BELOW = 4096
-"""Octets below which neighbours are retained as one: a server that writes octet by octet costs
-neither an object for each, nor a segment for each when they are repeated."""
-
-_start = itemgetter(0)
 
 
 class Transmit(Protocol):
@@ -81,7 +69,9 @@ class Sender:
     round_trip: RoundTripTime = Factory(RoundTripTime)
     scoreboard: Scoreboard = Factory(Scoreboard)
     reordering: ReorderingWindow = Factory(ReorderingWindow)
+    tail_probe: TailProbe = Factory(TailProbe)
     window: GuestWindow = Factory(GuestWindow)
+    retained: Retained = Factory(Retained)
 
     acknowledged: int = 0
     """SND.UNA."""
@@ -94,19 +84,13 @@ class Sender:
     """The host has bytes that the guest's window does not admit: the window must be probed."""
 
     retransmit_at: float = NEVER
-    tail_probe_at: float = NEVER
     retransmissions: int = 0
 
-    _chunks: list[tuple[int, memoryview]] = field(factory=list)
     _duplicate_acks: int = 0
     _recovery_point: int | None = None
     """Where the repair that is going on will have ended."""
     _slow: bool = False
     """The repair began with a timeout: the window grows again meanwhile."""
-    _tail_probed: int | None = None
-    """One past the octets that the tail probe repeated."""
-    _tail_flight: int = 0
-    """What was in flight then."""
 
     def begin(
         self,
@@ -159,12 +143,7 @@ class Sender:
 
     def take(self, payload: Buffer, length: int) -> None:
         """Retain `length` octets from the host until they are acknowledged."""
-        chunks = self._chunks
-        if length < JOINED_BELOW and chunks and len(chunks[-1][1]) < JOINED_BELOW:
-            start, last = chunks.pop()
-            chunks.append((start, memoryview(b"".join((last, payload)))))
-        else:
-            chunks.append((self.end, memoryview(payload)))
+        self.retained.append(self.end, payload, length)
         self.end += length
         self.data_waiting = False
 
@@ -172,8 +151,9 @@ class Sender:
 
     def pump(self, transmit: Transmit, now: float) -> None:
         """Send what may be sent: what was lost, octets that are new, then our FIN."""
-        if self._tail_probed is not None and self.acknowledged > self._tail_probed:
-            self._tail_was_lost(now)
+        flight = self.tail_probe.take_loss(self.acknowledged)
+        if flight is not None:
+            self.congestion.on_loss(flight, now)  # one like any other: RFC 8985, 7.4
         if self.next > self.acknowledged:
             self._repair(transmit, now)
         first = self.next
@@ -202,7 +182,7 @@ class Sender:
         """Send the octets from `next` on that lie in one chunk; how many, or 0 to avoid a silly
         segment at the end of the window (RFC 9293, 3.8.6.2.1)."""
         position = self.next
-        start, chunk = self._chunk_at(position)
+        start, chunk = self.retained.chunk_at(position)
         offset = position - start
         length = len(chunk) - offset
         pushed = 0
@@ -217,13 +197,6 @@ class Sender:
         transmit(position, chunk[offset : offset + length], pushed)
         return length
 
-    def _chunk_at(self, position: int) -> tuple[int, memoryview]:
-        """The retained chunk that holds `position`; nearly always the last."""
-        chunks = self._chunks
-        if chunks[-1][0] <= position:
-            return chunks[-1]
-        return chunks[bisect_right(chunks, position, key=_start) - 1]
-
     def _send_again(self, start: int, end: int, transmit: Transmit, now: float) -> int:
         """Repeat one segment of the octets from `start` to before `end`; one past its last.
 
@@ -234,7 +207,7 @@ class Sender:
             transmit(start, NOTHING, FIN)
             stop = start + 1
         else:
-            position, chunk = self._chunk_at(start)
+            position, chunk = self.retained.chunk_at(start)
             offset = start - position
             length = min(self.maximum_segment_size, len(chunk) - offset, end - start)
             stop = start + length
@@ -276,17 +249,13 @@ class Sender:
         if sample is not None:
             self.round_trip.sample(sample)
         self.acknowledged = position
-        chunks = self._chunks
-        ended = 0
-        while ended < len(chunks) and chunks[ended][0] + len(chunks[ended][1]) <= position:
-            ended += 1
-        del chunks[:ended]
+        self.retained.drop_before(position)
         self.retransmissions = self.window.unanswered = 0
         if position < self.next:
             self.retransmit_at = now + self.round_trip.timeout
             self._arm_tail_probe(now)
         else:
-            self.retransmit_at = self.tail_probe_at = NEVER
+            self.retransmit_at = self.tail_probe.at = NEVER
         # A window that is not in use is not known to be good (RFC 7661, 4.4).
         if in_use and (self._recovery_point is None or self._slow):
             self.congestion.on_acknowledged(gained, self.round_trip.smoothed or 0.0, now)
@@ -300,8 +269,7 @@ class Sender:
 
     def on_duplicate_acknowledgment(self, now: float) -> None:
         """An ACK of SND.UNA again, with nothing else in it: a segment has arrived beyond a gap."""
-        if self.acknowledged == self._tail_probed:
-            self._tail_probed = None  # what it repeated had arrived: RFC 8985, 7.4.2
+        self.tail_probe.on_needless(self.acknowledged)
         if self.selective or not self.in_flight:
             return  # which one, the blocks say
         self._duplicate_acks += 1
@@ -380,8 +348,7 @@ class Sender:
     def _on_told_twice(self, start: int, end: int) -> None:
         """The guest got something twice (RFC 2883): next time it is waited for longer."""
         self.counters.count("tcp.repeated_needlessly")
-        if end == self._tail_probed:
-            self._tail_probed = None  # the probe was, too: nothing was lost
+        self.tail_probe.on_needless(end)
         scoreboard = self.scoreboard
         if self.reordering.on_told_twice(
             end - start, scoreboard.repeated, self.acknowledged, self.next
@@ -395,7 +362,7 @@ class Sender:
         return min(
             self.retransmit_at,
             self.window.probe_at,
-            self.tail_probe_at,
+            self.tail_probe.at,
             self.scoreboard.judge_at,
         )
 
@@ -413,8 +380,7 @@ class Sender:
         self._recovery_point = self.next
         self._slow = True
         self._duplicate_acks = 0
-        self._tail_probed = None
-        self.tail_probe_at = NEVER
+        self.tail_probe.forget()
         self.retransmit_at = now + self.round_trip.timeout
         # Into a window that has closed over it, too: then it is the probe.
         self._send_again(*self.scoreboard.first_lost(), transmit, now)
@@ -427,18 +393,16 @@ class Sender:
             not self.selective
             or smoothed is None
             or self._recovery_point is not None
-            or self._tail_probed is not None
+            or self.tail_probe.awaited
         ):
-            self.tail_probe_at = NEVER
+            self.tail_probe.at = NEVER
             return
-        wait = max(2 * smoothed, TAIL_PROBE_MINIMUM)
-        if self.next - self.acknowledged <= self.maximum_segment_size:
-            wait += TAIL_PROBE_DELAYED_ACK
-        self.tail_probe_at = now + wait if now + wait < self.retransmit_at else NEVER
+        alone = self.next - self.acknowledged <= self.maximum_segment_size
+        self.tail_probe.arm(smoothed, alone, self.retransmit_at, now)
 
     def on_tail_probe(self, transmit: Transmit, now: float) -> None:
         """Repeat the last segment, so that its ACK tells of those before it (RFC 8985, 7.3)."""
-        self.tail_probe_at = NEVER
+        self.tail_probe.at = NEVER
         scoreboard = self.scoreboard
         if not scoreboard.in_flight or scoreboard.lost or scoreboard.delivered:
             return
@@ -450,18 +414,11 @@ class Sender:
             start = max(
                 scoreboard.last_start(),
                 self.next - self.maximum_segment_size,
-                self._chunk_at(self.next - 1)[0],
+                self.retained.chunk_at(self.next - 1)[0],
             )
-        self._tail_probed = self.next
-        self._tail_flight = self._flight_size()
+        self.tail_probe.on_sent(self.next, self._flight_size())
         self._send_again(start, self.next, transmit, now)
         self.retransmit_at = now + self.round_trip.timeout
-
-    def _tail_was_lost(self, now: float) -> None:
-        """The probe repaired a loss, which is one like any other (RFC 8985, 7.4): beyond it
-        something was acknowledged, and nobody has said that it came twice."""
-        self._tail_probed = None
-        self.congestion.on_loss(self._tail_flight, now)
 
     def on_alive(self) -> None:
         """An acceptable ACK while the window is closed: the guest lives, keep probing it."""

@@ -11,9 +11,9 @@ from attrs import define, field
 from qemu_usernat.nat.tcp.congestion import FLIGHT_MAXIMUM
 from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS, TcpFlow
 from qemu_usernat.nat.tcp.receiver import CAPACITY_MAXIMUM, OUT_OF_ORDER_RUNS, ROUNDING_ROOM
+from qemu_usernat.nat.tcp.retained import JOINED_BELOW
 from qemu_usernat.nat.tcp.rtt import RTO_MAXIMUM
 from qemu_usernat.nat.tcp.scoreboard import DELIVERED, IN_FLIGHT, LOST
-from qemu_usernat.nat.tcp.sender import JOINED_BELOW
 from qemu_usernat.nat.tcp.states import GUEST_GONE, GuestState
 from qemu_usernat.wire.packets import RST, SYN, Buffer
 from tests.nat.tcp.conversation import Line, Segment, Socket
@@ -148,7 +148,7 @@ def check_memory(flow: TcpFlow) -> None:
     sender = flow.sender
     window = min(max(sender.window.largest, 1), FLIGHT_MAXIMUM)
     assert sender.end - sender.acknowledged <= window
-    chunks = sender._chunks
+    chunks = sender.retained.chunks
     retained = sum(len(chunk) for _, chunk in chunks)
     assert not chunks or chunks[0][0] + len(chunks[0][1]) > sender.acknowledged, "not let go"
     assert retained <= 2 * window + JOINED_BELOW

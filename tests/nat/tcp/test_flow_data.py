@@ -118,6 +118,20 @@ def test_repeated_octets_are_acknowledged_once_a_turn() -> None:
     talk.guest.gets_nothing()
 
 
+def test_a_guest_hears_of_each_segment_that_it_repeated_needlessly() -> None:
+    """All of one turn: a guest takes a slowdown back once each repetition was told of as needless
+    (RFC 3708); neighbours are one block, and an ACK can tell of one (RFC 2883)."""
+    talk = Conversation.open(selective=True)
+    talk.guest.sends(ACK, bytes(9 * MSS))
+    talk.guest.loses_everything()
+    with talk.turn():
+        for number in (0, 1, 4, 6, 7, 3):
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+    told = [segment.selective for segment in talk.guest.loses_everything()]
+    ranges = [(0, 2), (4, 5), (6, 8), (3, 4)]
+    assert told == [((start * MSS, end * MSS),) for start, end in ranges]
+
+
 def test_what_was_received_before_is_acknowledged_again() -> None:
     """Our ACK was lost; silence would have the guest repeat it for ever."""
     talk = Conversation.open()

@@ -11,7 +11,7 @@ import pytest
 
 from qemu_usernat.nat.tcp.congestion import CUBIC_BETA, FLIGHT_MAXIMUM
 from qemu_usernat.nat.tcp.reordering import ROUNDS
-from qemu_usernat.nat.tcp.sender import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
+from qemu_usernat.nat.tcp.tail_probe import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
 from qemu_usernat.primitives.sequence import MODULUS
 from qemu_usernat.wire.packets import ACK, FIN, PSH, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, Segment

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from qemu_usernat.nat.tcp.receiver import (
     CAPACITY_INITIAL,
     CAPACITY_MAXIMUM,
+    DUPLICATES_TOLD,
     OUT_OF_ORDER_RUNS,
     ROUNDING_ROOM,
     WINDOW_SCALE,
@@ -408,6 +409,15 @@ def test_what_came_twice_is_told_of_first_and_once() -> None:
     receiver.on_duplicate(add(0, 1 + 55), 6)
     receiver.on_duplicate(add(0, 1 + 55), 0)
     assert told(receiver) == [(100, 200)], "not what lies ahead, nor nothing"
+
+
+def test_what_came_twice_costs_a_bounded_memory() -> None:
+    """A guest that repeats everything in pieces, and may not even hear of it."""
+    receiver = receiver_at(0)
+    accept(receiver, 0, 0, STREAM[:1000])
+    for start in range(0, 1000, 2):
+        receiver.on_duplicate(add(0, 1 + start), 1)
+    assert len(receiver.duplicates) == DUPLICATES_TOLD == 64
 
 
 def test_with_something_twice_three_blocks_are_left() -> None:

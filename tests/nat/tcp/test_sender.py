@@ -427,7 +427,7 @@ def test_a_server_that_writes_octet_by_octet_costs_no_more_than_its_octets() -> 
     b = bench(window=60_000)
     for _ in range(20_000):
         b.host_says(1)
-    assert len(b.sender._chunks) <= 10
+    assert len(b.sender.retained.chunks) <= 10
     b.lengths()
     b.times_out()
     assert b.lengths() == [(0, 1000)]
@@ -437,11 +437,11 @@ def test_what_follows_a_large_write_does_not_copy_it() -> None:
     """Small writes are joined with each other; a hundred copies of 50,000 octets are not made."""
     b = bench(window=60_000)
     b.host_says(50_000)
-    large = b.sender._chunks[0][1]
+    large = b.sender.retained.chunks[0][1]
     for _ in range(100):
         b.host_says(1)
-    assert len(b.sender._chunks) == 2
-    assert b.sender._chunks[0][1] is large
+    assert len(b.sender.retained.chunks) == 2
+    assert b.sender.retained.chunks[0][1] is large
 
 
 def test_the_tail_is_what_was_sent_last_not_what_waits_for_the_window() -> None:
@@ -453,7 +453,7 @@ def test_the_tail_is_what_was_sent_last_not_what_waits_for_the_window() -> None:
     b.sender.take(STREAM[1000:5000], 4000)
     b.acknowledges(1000, 2500)
     assert b.lengths() == [(0, 1000), (1000, 1000), (2000, 1000)]
-    b.now = b.sender.tail_probe_at
+    b.now = b.sender.tail_probe.at
     b.sender.on_tail_probe(b.transmit, b.now)
     assert [(position, len(octets), flags & FIN) for position, octets, flags in b.sent] == [
         (2000, 1000, 0)
