@@ -18,7 +18,7 @@ from qemu_usernat.nat.tcp.states import GUEST_GONE, GUEST_TABLE, GuestEvent, Gue
 from qemu_usernat.primitives.addresses import FlowKey
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import InternalError
-from qemu_usernat.primitives.sequence import add
+from qemu_usernat.primitives.sequence import MODULUS, add
 from qemu_usernat.primitives.time import MS, NEVER, SECOND
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, Buffer, TcpSegment
 from qemu_usernat.wire.tcp_options import syn_options
@@ -170,9 +170,10 @@ class GuestHalf:
         is good until the turn ends, `selective` the edges of its selective acknowledgment."""
         self.keepalive.heard_at = now
         receiver = self.receiver
+        # Where nothing is unusual, in order or ahead of it, nothing has to be judged.
+        ahead = (sequence - receiver.next_sequence) % MODULUS
         if (
-            sequence != receiver.next_sequence
-            or length > receiver.room
+            ahead + length > receiver.room - bool(ahead)
             or flags & (RST | SYN)
             or self.guest_state is not GuestState.ESTABLISHED
         ):

@@ -108,6 +108,8 @@ class Receiver:
         if start == self.position and end <= limit and not self.out_of_order:
             self._deliver(payload, length)
             return length > 0
+        if start == self._recent_end and start < end <= limit and self._extend_last(payload, start):
+            return False
         view = memoryview(payload)
         if end > limit:
             view = view[: max(0, limit - start)]
@@ -159,6 +161,16 @@ class Receiver:
             start, octets = self.out_of_order.pop(0)
             fresh = octets[self.position - start :]
             self._deliver(fresh, len(fresh))
+
+    def _extend_last(self, payload: Buffer, start: int) -> bool:
+        """The usual case behind a gap: the octets follow the newest ones, at the end of all."""
+        runs = self.out_of_order
+        if not runs or runs[-1][0] + len(runs[-1][1]) != start:
+            return False
+        runs[-1][1].extend(payload)
+        self._recent[0] = start
+        self._recent_end = start + len(payload)
+        return True
 
     def _note(self, start: int, end: int) -> None:
         """An arrival beyond a gap: the newest; in the place of the one that it follows on."""
