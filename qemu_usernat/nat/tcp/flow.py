@@ -131,10 +131,10 @@ class TcpFlow(GuestHalf):
 
     def flush(self, now: float) -> None:
         """Pay what this turn's events owe: to the host first, so that the guest hears of it."""
+        # What the guest was told of the window, in this turn or before, did not count on this.
+        drained = bool(self.receiver.backlog or (self._turn_acks and self.receiver.arrived))
         self._turn_acks = 0
-        drained = False
         if self.receiver.queued:
-            drained = bool(self.receiver.backlog)
             self._drain(now)
         self._pay_duties(now)
         if self.guest_state not in GUEST_GONE:

@@ -567,8 +567,12 @@ def sends_segment(talk: Conversation, number: int, length: int = MSS) -> None:
 
 
 def told(talk: Conversation) -> tuple[int, list[tuple[int, int]]]:
-    """ACK and blocks of the next segment, in segments."""
+    """ACK and blocks of the next segment, in segments; one that follows tells of the window."""
     segment = talk.guest.gets(ACK)
+    for update in talk.guest.loses_everything():
+        assert update.ack == segment.ack
+        assert set(update.selective) <= set(segment.selective)
+        assert update.window > segment.window
     return segment.ack // MSS, [(start // MSS, end // MSS) for start, end in segment.selective]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
 from tests.nat.tcp.conversation import MSS, Conversation
@@ -262,6 +263,22 @@ def test_a_guest_that_has_ended_its_direction_is_asked_for_its_window() -> None:
     talk.guest.loses_everything()
     talk.guest.sends(ACK, window=1000)
     talk.guest.gets(PSH | ACK, b"answer")
+
+
+def test_a_window_that_a_gap_has_used_up_is_open_again_when_it_is_filled() -> None:
+    """What fills the gap is acknowledged at once, and the server takes all of it only after that:
+    the guest hears of the room in the same turn, and not when it asks 200 ms later."""
+    talk = Conversation.open(selective=True)
+    last = talk.flow.receiver.room // MSS
+    with talk.turn():
+        for number in range(1, last):
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, bytes(MSS), at=0)
+    assert len(talk.host.received) == last * MSS
+    told = talk.guest.loses_everything()[-1]
+    assert told.ack == last * MSS
+    assert told.window >= CAPACITY_INITIAL
 
 
 def test_what_has_been_taken_is_probed_for_no_more() -> None:
