@@ -109,6 +109,7 @@ class Receiver:
             self._deliver(payload, length)
             return length > 0
         if start == self._recent_end and start < end <= limit and self._extend_last(payload, start):
+            self._note(start, end)
             return False
         view = memoryview(payload)
         if end > limit:
@@ -168,8 +169,6 @@ class Receiver:
         if not runs or runs[-1][0] + len(runs[-1][1]) != start:
             return False
         runs[-1][1].extend(payload)
-        self._recent[0] = start
-        self._recent_end = start + len(payload)
         return True
 
     def _note(self, start: int, end: int) -> None:

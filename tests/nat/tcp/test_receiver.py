@@ -411,6 +411,21 @@ def test_what_came_twice_is_told_of_first_and_once() -> None:
     assert told(receiver) == [(100, 200)], "not what lies ahead, nor nothing"
 
 
+def test_what_follows_on_octets_that_were_not_kept() -> None:
+    """A guest with too many gaps, whose latest segments were all dropped: what comes then is kept
+    where it continues a run, and told of."""
+    receiver = receiver_at(0)
+    for start in range(10, 10 + 3 * OUT_OF_ORDER_RUNS, 3):
+        accept(receiver, 0, start, b"!")
+    end = 10 + 3 * OUT_OF_ORDER_RUNS - 2
+    for start in range(2000, 2024, 3):
+        accept(receiver, 0, start, b"?")
+    accept(receiver, 0, end - 2, b"?!")
+    assert told(receiver) == []
+    accept(receiver, 0, end, b"more")
+    assert told(receiver) == [(end - 1, end + 4)]
+
+
 def test_what_came_twice_costs_a_bounded_memory() -> None:
     """A guest that repeats everything in pieces, and may not even hear of it."""
     receiver = receiver_at(0)
