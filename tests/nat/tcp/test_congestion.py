@@ -115,6 +115,21 @@ def test_cubic_returns_to_where_the_loss_was_when_its_formula_says() -> None:
     assert beyond[-1] - beyond[-2] > beyond[1] - beyond[0], "and convex from there on"
 
 
+def test_cubic_aims_at_where_its_curve_is_a_round_trip_later() -> None:
+    """RFC 9438, 4.2, figure 1, and 4.4: by (target - cwnd) / cwnd of what was acknowledged."""
+    cubic = Cubic(MSS)
+    fly(cubic, 0.0, 6)
+    cubic.on_loss(cubic.window, 10.0)
+    fly(cubic, 10.0, 20)
+    before, now = cubic.window / MSS, 10.0 + 20 * ROUND_TRIP
+    period = (640 * (1 - CUBIC_BETA) / CUBIC_C) ** (1 / 3)
+    since = now + ROUND_TRIP - (10.0 + ROUND_TRIP)  # the epoch began with the first ACK
+    target = CUBIC_C * (since - period) ** 3 + 640
+    cubic.on_acknowledged(cubic.window, ROUND_TRIP, now)
+    assert cubic.window / MSS == pytest.approx(target, abs=0.01)
+    assert target - before > 1
+
+
 def test_many_small_steps_of_cubic_are_a_large_one() -> None:
     """Less than an octet of growth an ACK is not lost, and not counted twice."""
     pieces, whole = Cubic(MSS), Cubic(MSS)

@@ -228,7 +228,7 @@ def test_an_alarm_that_rings_late_does_the_same(begin: Callable[[], Conversation
 
 @pytest.mark.parametrize("lasted", [0, HOUR])
 def test_time_wait_begins_when_both_have_ended(lasted: float) -> None:
-    """However long the connection was: a minute from its end, and then nothing is left."""
+    """However long the connection was before: its time counts from there."""
     talk = Conversation.open()
     talk.now += lasted
     talk.guest.sends(ACK, b"hello")

@@ -246,6 +246,14 @@ def test_after_a_silence_all_is_lost_but_what_the_guest_has() -> None:
     assert board.judge(0.0, 50.0) == 0
 
 
+def test_a_tail_that_has_arrived_is_believed() -> None:
+    """The first octets are missing: the guest has thrown nothing away."""
+    board = sent((0, 4000, 0.0))
+    board.selected(3000, 4000, 4.0)
+    assert not board.lose_everything()
+    assert runs(board) == [(0, 3000, LOST), (3000, 4000, DELIVERED)]
+
+
 def test_a_guest_that_has_thrown_its_octets_away_is_sent_them_again() -> None:
     """RFC 2018, 8: it acknowledges up to what it said it had, and no further."""
     board = sent((0, 4000, 0.0))

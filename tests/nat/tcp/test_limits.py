@@ -1,0 +1,84 @@
+"""The limits of the engine, as they are written in the documents and promised to users."""
+
+import pytest
+
+from qemu_usernat.nat.tcp.guest_half import (
+    CHALLENGE_INTERVAL,
+    SINGLE_ACKS,
+    TIME_WAIT,
+    TURN_ACKS,
+)
+from qemu_usernat.nat.tcp.output import DELAYED_ACK
+from qemu_usernat.nat.tcp.reordering import ROUNDS
+from qemu_usernat.nat.tcp.reordering import STEPS_MAXIMUM as PATIENCE_MAXIMUM
+from qemu_usernat.nat.tcp.retained import JOINED_BELOW
+from qemu_usernat.nat.tcp.scoreboard import RUNS_MAXIMUM
+from qemu_usernat.nat.tcp.sender import (
+    DUPLICATE_ACKS,
+    MSS_DEFAULT,
+    MSS_MINIMUM,
+    RETRANSMISSIONS_MAXIMUM,
+    TAKEN_AT_ONCE,
+)
+from qemu_usernat.nat.tcp.tail_probe import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
+from qemu_usernat.nat.tcp.window import STEPS_MAXIMUM, UNANSWERED_MAXIMUM
+from qemu_usernat.wire.packets import ACK, PSH, RST
+from tests.nat.tcp.conversation import Conversation
+
+
+@pytest.mark.parametrize(
+    ("limit", "written"),
+    [
+        (CHALLENGE_INTERVAL, 0.1),
+        (TIME_WAIT, 10.0),
+        (DELAYED_ACK, 0.005),
+        (TAIL_PROBE_MINIMUM, 0.01),
+        (TAIL_PROBE_DELAYED_ACK, 0.2),
+        (SINGLE_ACKS, 64),
+        (TURN_ACKS, 4),
+        (ROUNDS, 16),
+        (PATIENCE_MAXIMUM, 64),
+        (STEPS_MAXIMUM, 9),
+        (UNANSWERED_MAXIMUM, 15),
+        (DUPLICATE_ACKS, 3),
+        (RETRANSMISSIONS_MAXIMUM, 15),
+        (MSS_DEFAULT, 536),
+        (MSS_MINIMUM, 88),
+        (TAKEN_AT_ONCE, 262_144),
+        (JOINED_BELOW, 4096),
+        (RUNS_MAXIMUM, 4096),
+    ],
+)
+def test_a_limit_is_what_is_written(limit: float, written: float) -> None:
+    """Whoever changes one has thought of who relies on it."""
+    assert limit == written
+
+
+def test_a_challenge_each_tenth_of_a_second() -> None:
+    """RFC 5961, 7: not one more within it, and the next one when it is over."""
+    talk = Conversation.open()
+    for waits, answers in ((0.0, 1), (0.0996, 0), (0.0004, 1)):
+        talk.now += waits
+        talk.guest.sends(RST, at=1)
+        assert len(talk.guest.loses_everything()) == answers
+
+
+@pytest.mark.parametrize(("offered", "sent"), [(537, 536), (1459, 1458), (1460, 1460)])
+def test_segments_are_of_even_length(offered: int, sent: int) -> None:
+    """Never longer than the guest wants, and such that checksums of many can be summed at once."""
+    talk = Conversation.open(mss=offered)
+    talk.host.says(bytes(3 * offered))
+    assert len(talk.guest.gets().payload) == sent
+
+
+def test_only_the_last_octets_are_pushed() -> None:
+    """What was read in pieces leaves in pieces, once the window has opened (RFC 9293, 3.9.1.2)."""
+    talk = Conversation.open(window=60_000, scale=0)
+    talk.guest.sends(ACK, window=0)
+    with talk.turn():
+        for _ in range(3):
+            talk.flow.on_host_data(bytes(JOINED_BELOW), JOINED_BELOW, talk.now)
+    talk.guest.sends(ACK, window=60_000)
+    flags = [segment.flags for segment in talk.guest.loses_everything()]
+    assert flags == [ACK] * (len(flags) - 1) + [PSH | ACK]
+    assert len(flags) == 9
