@@ -197,8 +197,8 @@ class Sender:
         transmit(position, chunk[offset : offset + length], pushed)
         return length
 
-    def _send_again(self, start: int, end: int, transmit: Transmit, now: float) -> int:
-        """Repeat one segment of the octets from `start` to before `end`; one past its last.
+    def _send_again(self, start: int, end: int, transmit: Transmit, now: float) -> None:
+        """Repeat one segment of the octets from `start` to before `end`.
 
         The octets of a segment are those of one run; our FIN travels alone.
         """
@@ -215,7 +215,6 @@ class Sender:
         self.scoreboard.sent_again(start, stop, now)
         if start == self.acknowledged:  # the timer watches over the first octets: RFC 6298, 5
             self.retransmit_at = now + self.round_trip.timeout
-        return stop
 
     # -- the guest's acknowledgments
 

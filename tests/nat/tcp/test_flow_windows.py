@@ -149,18 +149,19 @@ def test_an_old_keepalive_closes_no_window() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "at", "heard"), [(ACK, -1, True), (ACK, -2, False), (ACK, 2**20, False), (0, -1, False)]
+    ("flags", "at", "heard"),
+    [(ACK, -1, True), (ACK, -2, False), (ACK, 2**20, False), (0, -1, False)],
 )
 def test_only_a_keepalive_tells_late_that_the_window_is_open(
     flags: int, at: int, heard: bool
 ) -> None:
     """The opening was lost, and a keepalive repeats it; any other segment out of place is old, or
     forged, and says nothing."""
-    talk = Conversation.open(window=5000, scale=0)
+    talk = Conversation.open(window=5000, scale=3)
     talk.guest.sends(ACK, window=0)
     talk.host.says(b"hello")
     talk.guest.gets_nothing()
-    talk.guest.sends(flags, at=at, window=5000)
+    talk.guest.sends(flags, at=at, window=16)
     assert (b"hello" in [segment.payload for segment in talk.guest.loses_everything()]) is heard
 
 

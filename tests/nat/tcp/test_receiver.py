@@ -426,6 +426,30 @@ def test_what_follows_on_octets_that_were_not_kept() -> None:
     assert told(receiver) == [(end - 1, end + 4)]
 
 
+def test_octets_that_follow_any_run_make_it_longer() -> None:
+    """Not only the last one: neighbours cost one object, wherever they are."""
+    receiver = receiver_at(0)
+    for start, end in ((10, 20), (30, 40), (50, 60), (40, 45), (20, 25), (60, 70)):
+        accept(receiver, 0, start, STREAM[start:end])
+    assert [(start, start + len(octets)) for start, octets in receiver.out_of_order] == [
+        (10, 25),
+        (30, 45),
+        (50, 70),
+    ]
+
+
+def test_half_of_a_window_that_is_not_scaled_is_worth_telling() -> None:
+    """Two large segments would be more than such a window can ever be."""
+    receiver, server = Receiver(65480, Counters(), capacity=65535), Server()
+    receiver.begin(0, scaled=False)
+    receiver.accept(1, bytes(65535), 65535)
+    receiver.window()
+    for takes, due in ((0, False), (30_000, False), (3_000, True)):
+        server.limit = takes
+        receiver.drain(server.send)
+        assert receiver.window_update_due() is due
+
+
 def test_what_came_twice_costs_a_bounded_memory() -> None:
     """A guest that repeats everything in pieces, and may not even hear of it."""
     receiver = receiver_at(0)
