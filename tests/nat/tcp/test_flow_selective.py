@@ -236,6 +236,21 @@ def test_what_came_twice_makes_more_patient_and_is_forgotten() -> None:
     assert 0.75 < patience_of(talk) <= 1.25, "a round trip, as smoothed, is the most"
 
 
+def test_within_a_round_trip_patience_grows_once() -> None:
+    """Whatever is acknowledged meanwhile: what was sent with the old patience says nothing new."""
+    talk = opened()
+    assert patience_of(talk) == pytest.approx(0.25)
+    first = says(talk, 9)
+    talk.guest.sends(ACK, ack=first, selective=[block(first, 4, 9)])
+    assert numbers(talk, first) == [0, 1, 2, 3]
+    for number in range(4):
+        copy = block(first, number, number + 1)
+        talk.guest.sends(ACK, ack=first + (number + 1) * MSS, selective=[copy])
+    talk.guest.sends(ACK, ack=first + 9 * MSS)
+    talk.guest.gets_nothing()
+    assert patience_of(talk) == pytest.approx(0.5)
+
+
 def test_a_repetition_without_need_tells_of_a_wire_that_reorders() -> None:
     """The first copy came after all: from then on nobody who is overtaken is lost at once."""
     talk = opened()

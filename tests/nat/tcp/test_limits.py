@@ -71,6 +71,26 @@ def test_segments_are_of_even_length(offered: int, sent: int) -> None:
     assert len(talk.guest.gets().payload) == sent
 
 
+def test_a_window_is_used_in_segments_or_halves() -> None:
+    """RFC 9293, 3.8.6.2.1: less would make the segments of this connection ever smaller."""
+    talk = Conversation.open(window=1000, scale=0)
+    talk.host.says(bytes(400))
+    assert talk.flow.room() == 600
+    talk.host.says(bytes(200))
+    assert talk.flow.room() == 0, "less than half is left, and more is on its way"
+
+
+@pytest.mark.parametrize(("octets", "grows"), [(3000, False), (8000, True)])
+def test_a_congestion_window_grows_while_it_is_used(octets: int, grows: bool) -> None:
+    """RFC 7661, 4.4: half of it, at least; else nothing shows that the path carries more."""
+    talk = Conversation.open(congestion="reno")
+    before = talk.flow.sender.congestion.window
+    talk.host.says(bytes(octets))
+    talk.guest.loses_everything()
+    talk.guest.sends(ACK, ack=octets)
+    assert (talk.flow.sender.congestion.window > before) is grows
+
+
 def test_only_the_last_octets_are_pushed() -> None:
     """What was read in pieces leaves in pieces, once the window has opened (RFC 9293, 3.9.1.2)."""
     talk = Conversation.open(window=60_000, scale=0)
