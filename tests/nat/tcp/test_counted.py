@@ -154,6 +154,14 @@ def octets_come_twice() -> Conversation:
     return talk
 
 
+@counts("out_of_window")
+def the_last_octet_comes_twice() -> Conversation:
+    talk = Conversation.open()
+    talk.guest.sends(ACK, b"once")
+    talk.guest.sends(ACK, b"e", at=3)
+    return talk
+
+
 @counts("out_of_order")
 def octets_come_beyond_a_gap() -> Conversation:
     talk = Conversation.open()

@@ -20,7 +20,11 @@ from qemu_usernat.nat.tcp.sender import (
     RETRANSMISSIONS_MAXIMUM,
     TAKEN_AT_ONCE,
 )
-from qemu_usernat.nat.tcp.tail_probe import TAIL_PROBE_DELAYED_ACK, TAIL_PROBE_MINIMUM
+from qemu_usernat.nat.tcp.tail_probe import (
+    TAIL_PROBE_DELAYED_ACK,
+    TAIL_PROBE_MINIMUM,
+    TailProbe,
+)
 from qemu_usernat.nat.tcp.window import STEPS_MAXIMUM, UNANSWERED_MAXIMUM
 from qemu_usernat.wire.packets import ACK, PSH, RST
 from tests.nat.tcp.conversation import Conversation
@@ -89,6 +93,17 @@ def test_a_congestion_window_grows_while_it_is_used(octets: int, grows: bool) ->
     talk.guest.loses_everything()
     talk.guest.sends(ACK, ack=octets)
     assert (talk.flow.sender.congestion.window > before) is grows
+
+
+def test_a_tail_probe_tells_of_a_loss_once() -> None:
+    """RFC 8985, 7.4: when something beyond what it repeated is acknowledged."""
+    probe = TailProbe()
+    probe.on_sent(10, 7)
+    assert probe.awaited
+    assert probe.take_loss(10) is None
+    assert probe.take_loss(11) == 7
+    assert probe.take_loss(12) is None
+    assert not probe.awaited
 
 
 def test_only_the_last_octets_are_pushed() -> None:

@@ -41,12 +41,26 @@ def test_a_burst_is_one_run_until_a_part_of_it_fares_differently() -> None:
     assert (board.in_flight, board.delivered, board.lost) == (7000, 2000, 0)
 
 
+def test_each_burst_is_one_run() -> None:
+    """Whatever was sent before it."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 1.0), (2000, 3000, 1.0))
+    assert runs(board) == [(0, 1000, IN_FLIGHT), (1000, 3000, IN_FLIGHT)]
+
+
+def test_an_acknowledgment_of_what_was_known_to_have_arrived_tells_no_round_trip() -> None:
+    """When it arrived was told before."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 1.0))
+    board.selected(0, 1000, 4.0)
+    assert board.acknowledged(1000, 9.0) is None
+
+
 def test_neighbours_that_have_arrived_are_one_run() -> None:
     """Block by block, in any order; what is said twice is no news."""
     board = sent((0, 5000, 0.0))
     assert board.selected(3000, 4000, 4.0) == 1000
     assert board.selected(1000, 2000, 4.0) == 1000
     assert board.selected(2000, 3000, 4.0) == 1000
+    assert runs(board)[1] == (1000, 4000, DELIVERED)
     assert board.selected(1500, 3500, 4.0) == 0
     assert board.selected(1000, 4500, 4.0) == 500
     assert runs(board) == [(0, 1000, IN_FLIGHT), (1000, 4500, DELIVERED), (4500, 5000, IN_FLIGHT)]
