@@ -170,12 +170,13 @@ def _open_every_port(guest: NamespaceGuest) -> None:
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_nothing_is_left_of_50000_connections(lab: Laboratory) -> None:
-    """After the first thousand, fifty thousand more cost no memory and no descriptor."""
+    """Once the interpreter has settled, which takes it 2 MiB and some 15,000 connections (as
+    measured), fifty thousand more cost no memory and no descriptor."""
     server, guest = _alone(lab)
     _open_every_port(guest)
     with listen() as host:
-        _one_after_another(guest, host, 1_000)
+        _one_after_another(guest, host, 20_000)
         descriptors, resident = server.descriptors(), server.resident()
         _one_after_another(guest, host, 50_000)
     until(lambda: server.descriptors() <= descriptors, "all descriptors given back")
-    assert server.resident() - resident < 2 * MIB
+    assert server.resident() - resident < MIB
