@@ -23,7 +23,7 @@ from qemu_usernat.config.endpoints import (
     is_decimal,
     parse_endpoint,
 )
-from qemu_usernat.config.network import Network, SettingError, Upstream
+from qemu_usernat.config.network import CONGESTION_ALLOWED, Network, SettingError, Upstream
 from qemu_usernat.primitives.addresses import MacAddress, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -262,7 +262,7 @@ _IPV4 = "an IPv4 address, like 10.0.2.2"
 
 _SETTINGS = {
     "connect": _Setting("", _unix_endpoints, "unix:PATH, or a list of such strings"),
-    "congestion": _Setting("", _text, "none, reno or cubic"),
+    "congestion": _Setting("", _text, CONGESTION_ALLOWED),
     "dns": _Setting("", _upstreams, "ADDRESS or ADDRESS:PORT ([IPV6]:PORT), or a list of them"),
     "host_loopback": _Setting("", _truth, "true or false"),
     "listen": _Setting("", _endpoints, _ENDPOINTS),

@@ -27,6 +27,7 @@ GATEWAY_MAC_PREFIX = b"\x52\x55"  # locally administered; the prefix QEMU users 
 _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 
 CONGESTION_CONTROLS = ("none", "reno", "cubic")
+CONGESTION_ALLOWED = f"{', '.join(CONGESTION_CONTROLS[:-1])} or {CONGESTION_CONTROLS[-1]}"
 
 Upstream: TypeAlias = tuple[IPv4Address | IPv6Address, int]
 """A resolver of the host's world: address and port."""
@@ -145,7 +146,7 @@ class Network:
         if not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
             raise SettingError("mtu", f"{self.mtu}", f"bytes from {MTU_MINIMUM} to {MTU_MAXIMUM}")
         if self.congestion not in CONGESTION_CONTROLS:
-            raise SettingError("congestion", f'"{self.congestion}"', "none, reno or cubic")
+            raise SettingError("congestion", f'"{self.congestion}"', CONGESTION_ALLOWED)
         if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
             raise SettingError(
                 "domain",

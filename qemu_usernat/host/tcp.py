@@ -18,11 +18,8 @@ from qemu_usernat.poller import BUSY, Poller
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.wire.packets import Buffer
 
-READ_SIZE = 256 * 1024
-"""Bytes read from one socket in one go: enough to be cheap, little enough to be fair."""
-
-HANG_UP_READS = 64
-"""Reads of `READ_SIZE` at most: more than a socket's buffer holds."""
+HANG_UP_READS, READ_SIZE = 64, 256 * 1024
+"""Reads, and bytes of each, that are thrown away: together more than a socket's buffer holds."""
 
 _IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux and macOS)
 

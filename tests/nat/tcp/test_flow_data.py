@@ -1,8 +1,6 @@
 """Octets both ways, and the acknowledgments between them."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qemu_usernat.nat.tcp.guest_half import SINGLE_ACKS
 from qemu_usernat.nat.tcp.output import DELAYED_ACK
@@ -116,20 +114,6 @@ def test_repeated_octets_are_acknowledged_once_a_turn() -> None:
             talk.guest.sends(ACK, bytes(MSS), at=start)
     talk.guest.gets(ACK, ack=5 * MSS)
     talk.guest.gets_nothing()
-
-
-def test_a_guest_hears_of_each_segment_that_it_repeated_needlessly() -> None:
-    """All of one turn: a guest takes a slowdown back once each repetition was told of as needless
-    (RFC 3708); neighbours are one block, and an ACK can tell of one (RFC 2883)."""
-    talk = Conversation.open(selective=True)
-    talk.guest.sends(ACK, bytes(9 * MSS))
-    talk.guest.loses_everything()
-    with talk.turn():
-        for number in (0, 1, 4, 6, 7, 3):
-            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
-    told = [segment.selective for segment in talk.guest.loses_everything()]
-    ranges = [(0, 2), (4, 5), (6, 8), (3, 4)]
-    assert told == [((start * MSS, end * MSS),) for start, end in ranges]
 
 
 def test_what_was_received_before_is_acknowledged_again() -> None:
@@ -268,22 +252,6 @@ def test_whatever_fills_a_part_of_a_gap_is_acknowledged_at_once() -> None:
     talk.guest.gets_nothing()
 
 
-def test_a_guest_that_hears_of_blocks_gets_four_acks_a_turn_and_a_last_one() -> None:
-    """Behind a gap at full speed an ACK for each segment costs as much as the segments do."""
-    talk = Conversation.open(selective=True)
-    with talk.turn():
-        for number in range(1, 21):
-            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
-    blocks = [segment.selective for segment in talk.guest.loses_everything()]
-    assert blocks == [((MSS, end * MSS),) for end in (2, 3, 4, 5, 21)]
-    talk.guest.sends(ACK, bytes(MSS), at=21 * MSS)
-    assert talk.guest.gets(ACK, ack=0).selective == ((MSS, 22 * MSS),)
-    with talk.turn():
-        for number in range(22, 41):
-            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
-    assert len(talk.guest.loses_everything()) == 5, "the next turn has its own"
-
-
 def test_the_server_may_be_read_several_times_in_a_turn() -> None:
     """What was read is sent at once, and so there is room for more."""
     talk = Conversation.open()
@@ -315,31 +283,3 @@ def test_nothing_is_read_that_the_guest_cannot_take() -> None:
     talk.line.is_stalled = False
     talk.host.ends()
     assert talk.flow.room() == 0
-
-
-def test_an_answer_does_not_hide_the_blocks() -> None:
-    """Where both sides talk, what lies beyond a gap is told of, too (RFC 2018, 4)."""
-    talk = Conversation.open(selective=True)
-    with talk.turn():
-        for number in range(1, 9):
-            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
-        talk.host.says(b"answer")
-    told = [segment.selective for segment in talk.guest.loses_everything()]
-    assert ((MSS, 9 * MSS),) in told
-
-
-@given(st.lists(st.integers(1, 40), max_size=60))
-def test_each_block_of_a_turn_is_told_of(numbers: list[int]) -> None:
-    """A guest that does not hear of a block repeats it: no ACK holds more than four, so one with
-    more of them behind it is not put off (RFC 2018, 4)."""
-    talk = Conversation.open(selective=True)
-    with talk.turn():
-        for number in numbers:
-            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
-    told = {
-        number
-        for segment in talk.guest.loses_everything()
-        for start, end in segment.selective
-        for number in range(start // MSS, end // MSS)
-    }
-    assert told == set(numbers)

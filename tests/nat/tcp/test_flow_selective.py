@@ -1,8 +1,8 @@
-"""Selective acknowledgments in a conversation (RFC 2018, RFC 2883), and what follows from them.
+"""The guest acknowledges selectively (RFC 2018, RFC 2883), and what follows from that.
 
-Towards the guest: what it says it has is not sent again, what it lacks is repaired within a
-round trip (RFC 6675, RFC 8985), and how much is sent then is the congestion control's. From the
-guest: it is told what has arrived beyond a gap, and what has come twice.
+What it says it has is not sent again, what it lacks is repaired within a round trip (RFC 6675,
+RFC 8985), and how much is sent then is the congestion control's. What we tell the guest in the
+same way is `test_flow_told.py`.
 """
 
 import random
@@ -572,96 +572,3 @@ def test_blocks_count_across_the_wrap(our_isn: int) -> None:
     first = says(talk, 5)
     talk.guest.sends(ACK, ack=first, selective=[block(first, 1, 2), block(first, 3, 5)])
     assert numbers(talk, first) == [0, 2]
-
-
-# -- what the guest is told
-
-
-def sends_segment(talk: Conversation, number: int, length: int = MSS) -> None:
-    talk.guest.sends(ACK, STREAM[number * MSS :][:length], at=number * MSS)
-
-
-def told(talk: Conversation) -> tuple[int, list[tuple[int, int]]]:
-    """ACK and blocks of the next segment, in segments; one that follows tells of the window."""
-    segment = talk.guest.gets(ACK)
-    for update in talk.guest.loses_everything():
-        assert update.ack == segment.ack
-        assert set(update.selective) <= set(segment.selective)
-        assert update.window > segment.window
-    return segment.ack // MSS, [(start // MSS, end // MSS) for start, end in segment.selective]
-
-
-@pytest.mark.parametrize("isn", [1000, MODULUS - 1, MODULUS - 4 * MSS])
-def test_what_came_last_is_told_first(isn: int) -> None:
-    """RFC 2018, 4: the block of the segment that is answered, then those told of before; four at
-    most, whole, and none twice."""
-    talk = Conversation.open(selective=True, isn=isn)
-    story: list[tuple[int, list[tuple[int, int]]]] = [
-        (2, [(2, 3)]),
-        (4, [(4, 5), (2, 3)]),
-        (6, [(6, 7), (4, 5), (2, 3)]),
-        (8, [(8, 9), (6, 7), (4, 5), (2, 3)]),
-        (10, [(10, 11), (8, 9), (6, 7), (4, 5)]),
-        (3, [(2, 5), (10, 11), (8, 9), (6, 7)]),
-        (7, [(6, 9), (2, 5), (10, 11)]),
-    ]
-    for number, blocks in story:
-        sends_segment(talk, number)
-        assert told(talk) == (0, blocks)
-    sends_segment(talk, 0)
-    assert told(talk) == (1, [(6, 9), (2, 5), (10, 11)]), "what is still missing is told"
-    sends_segment(talk, 1)
-    assert told(talk) == (5, [(6, 9), (10, 11)])
-    sends_segment(talk, 5)
-    assert told(talk) == (9, [(10, 11)])
-    sends_segment(talk, 9)
-    assert told(talk) == (11, [])
-    assert talk.host.received == STREAM[: 11 * MSS]
-
-
-def test_what_came_twice_is_told_first_and_once() -> None:
-    """RFC 2883, 4: below the ACK; or beyond a gap, with the block that it is a part of."""
-    talk = Conversation.open(selective=True)
-    sends_segment(talk, 0)
-    assert told(talk) == (1, [])
-    sends_segment(talk, 0)
-    assert told(talk) == (1, [(0, 1)])
-    sends_segment(talk, 2)
-    assert told(talk) == (1, [(2, 3)])
-    sends_segment(talk, 3)
-    assert told(talk) == (1, [(2, 4)])
-    sends_segment(talk, 2)
-    assert told(talk) == (1, [(2, 3), (2, 4)])
-    sends_segment(talk, 6)
-    assert told(talk) == (1, [(6, 7), (2, 4)])
-    sends_segment(talk, 0, 2 * MSS)  # the first half of it twice
-    assert told(talk) == (4, [(0, 1), (6, 7)])
-
-
-def test_four_blocks_hold_three_beside_what_came_twice() -> None:
-    """The options of a segment have room for four."""
-    talk = Conversation.open(selective=True)
-    for number in (2, 4, 6, 8):
-        sends_segment(talk, number)
-        told(talk)
-    sends_segment(talk, 4)
-    assert told(talk) == (0, [(4, 5), (4, 5), (8, 9), (6, 7)])
-
-
-def test_a_guest_that_did_not_ask_is_told_nothing_more() -> None:
-    """RFC 2018, 2: no block without SACK-permitted in its SYN."""
-    talk = Conversation.open()
-    for number in (2, 4, 2):
-        sends_segment(talk, number)
-        assert told(talk) == (0, [])
-
-
-def test_a_fin_that_came_early_cuts_off_what_is_told() -> None:
-    """What lies behind the guest's own end was never its to send."""
-    talk = Conversation.open(selective=True)
-    sends_segment(talk, 3)
-    told(talk)
-    sends_segment(talk, 1)
-    told(talk)
-    talk.guest.sends(FIN | ACK, at=2 * MSS)
-    assert told(talk) == (0, [(1, 2)])

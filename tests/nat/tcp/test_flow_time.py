@@ -247,11 +247,7 @@ def test_time_wait_begins_when_both_have_ended(lasted: float) -> None:
 
 def test_last_words_are_kept_for_two_hours_after_the_server_took_any() -> None:
     """The guest is gone, so nobody but the server can tell that they are still wanted."""
-    talk = Conversation.open()
-    talk.host.takes(0)
-    with talk.turn():
-        talk.guest.sends(FIN | ACK, b"last words")
-        talk.guest.sends(RST | ACK)
+    talk = with_last_words()
     talk.advance(KEEPALIVE_IDLE / 2)
     talk.end_turn()
     assert talk.flow.deadline() == talk.now + KEEPALIVE_IDLE / 2, "it took nothing yet"

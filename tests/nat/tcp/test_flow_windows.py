@@ -3,6 +3,7 @@
 import pytest
 
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
+from qemu_usernat.nat.tcp.retained import JOINED_BELOW
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
 from tests.nat.tcp.conversation import MSS, Conversation
@@ -336,3 +337,16 @@ def test_a_window_that_closes_over_what_is_in_flight_is_asked_for_hours() -> Non
         received += len(talk.guest.gets_stream())
         talk.guest.sends(ACK)
     assert received == 16000
+
+
+def test_only_the_last_octets_are_pushed() -> None:
+    """What was read in pieces leaves in pieces, once the window has opened (RFC 9293, 3.9.1.2)."""
+    talk = Conversation.open(window=60_000, scale=0)
+    talk.guest.sends(ACK, window=0)
+    with talk.turn():
+        for _ in range(3):
+            talk.flow.on_host_data(bytes(JOINED_BELOW), JOINED_BELOW, talk.now)
+    talk.guest.sends(ACK, window=60_000)
+    flags = [segment.flags for segment in talk.guest.loses_everything()]
+    assert flags == [ACK] * (len(flags) - 1) + [PSH | ACK]
+    assert len(flags) == 9

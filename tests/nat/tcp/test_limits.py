@@ -1,4 +1,4 @@
-"""The limits of the engine, as they are written in the documents and promised to users."""
+"""The limits of the engine: as they are written, and what is done at their borders."""
 
 import pytest
 
@@ -23,10 +23,9 @@ from qemu_usernat.nat.tcp.sender import (
 from qemu_usernat.nat.tcp.tail_probe import (
     TAIL_PROBE_DELAYED_ACK,
     TAIL_PROBE_MINIMUM,
-    TailProbe,
 )
 from qemu_usernat.nat.tcp.window import STEPS_MAXIMUM, UNANSWERED_MAXIMUM
-from qemu_usernat.wire.packets import ACK, PSH, RST
+from qemu_usernat.wire.packets import ACK, RST
 from tests.nat.tcp.conversation import Conversation
 
 
@@ -93,27 +92,3 @@ def test_a_congestion_window_grows_while_it_is_used(octets: int, grows: bool) ->
     talk.guest.loses_everything()
     talk.guest.sends(ACK, ack=octets)
     assert (talk.flow.sender.congestion.window > before) is grows
-
-
-def test_a_tail_probe_tells_of_a_loss_once() -> None:
-    """RFC 8985, 7.4: when something beyond what it repeated is acknowledged."""
-    probe = TailProbe()
-    probe.on_sent(10, 7)
-    assert probe.awaited
-    assert probe.take_loss(10) is None
-    assert probe.take_loss(11) == 7
-    assert probe.take_loss(12) is None
-    assert not probe.awaited
-
-
-def test_only_the_last_octets_are_pushed() -> None:
-    """What was read in pieces leaves in pieces, once the window has opened (RFC 9293, 3.9.1.2)."""
-    talk = Conversation.open(window=60_000, scale=0)
-    talk.guest.sends(ACK, window=0)
-    with talk.turn():
-        for _ in range(3):
-            talk.flow.on_host_data(bytes(JOINED_BELOW), JOINED_BELOW, talk.now)
-    talk.guest.sends(ACK, window=60_000)
-    flags = [segment.flags for segment in talk.guest.loses_everything()]
-    assert flags == [ACK] * (len(flags) - 1) + [PSH | ACK]
-    assert len(flags) == 9
