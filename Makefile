@@ -9,7 +9,7 @@ demo: setup
 
 # The whole suite but what takes hours.
 test: lint
-	$(PYTHON) -m pytest -m "not deep"
+	$(PYTHON) -m pytest --hypothesis-profile=gate -m "not deep"
 
 # The rest: many more examples for every property, and the long tests.
 test-deep: lint

@@ -75,7 +75,7 @@ class Receiver:
     out_of_order: list[tuple[int, bytearray]] = field(factory=list)
     """(position, octets), sorted, not overlapping, all beyond `position`."""
     untold_blocks: int = 0
-    """Beyond a gap, begun since an ACK has told of any."""
+    """Of those beyond a gap, how many have grown since an ACK told of any: the newest ones."""
     delivered_since_growth: int = 0
     _recent: list[int] = field(factory=list)
     """Where the latest arrivals beyond a gap began, the newest first."""
@@ -175,6 +175,7 @@ class Receiver:
         """An arrival beyond a gap: the newest; in the place of the one that it follows on."""
         if self._recent and start == self._recent_end:
             self._recent[0] = start
+            self.untold_blocks = self.untold_blocks or 1
         else:
             self._recent.insert(0, start)
             self.untold_blocks += 1
