@@ -127,6 +127,15 @@ class TcpFlow(GuestHalf):
         if self.host_state in HOST_HOLDS_SOCKET:
             self._move_host(HostEvent.DROPPED)
 
+    def break_off(self) -> None:
+        """A bug of ours has shown here: end it for both sides."""
+        if self.host_state in HOST_HOLDS_SOCKET:
+            self.host.reset()
+            self._move_host(HostEvent.DROPPED)
+        self.end_time_wait()
+        if self.guest_state not in GUEST_GONE:
+            self._abort()
+
     # -- the end of a turn
 
     def flush(self, now: float) -> None:

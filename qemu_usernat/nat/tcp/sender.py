@@ -285,7 +285,6 @@ class Sender:
         within_second = len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1]
         if first[0] < first[1] and (first[1] <= position or within_second):
             self._on_told_twice(*first)
-            del blocks[0]
         for left, right in sorted(blocks):  # the newest stands first, and has overtaken nothing
             if left >= right or right > self.next:
                 self.counters.count("tcp.bad_selective_acknowledgment")

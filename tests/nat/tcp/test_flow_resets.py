@@ -2,9 +2,15 @@
 
 import pytest
 
-from qemu_usernat.nat.tcp.states import SYNCHRONISED, GuestState, HostState
+from qemu_usernat.nat.tcp.states import (
+    GUEST_GONE,
+    HOST_HOLDS_SOCKET,
+    SYNCHRONISED,
+    GuestState,
+    HostState,
+)
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST
-from tests.nat.tcp.conversation import MSS, Conversation, in_state
+from tests.nat.tcp.conversation import MSS, Conversation, in_state, names
 
 G, H = GuestState, HostState
 IN_ALL = pytest.mark.parametrize("state", sorted(SYNCHRONISED, key=str))
@@ -89,3 +95,27 @@ def test_the_borders_of_a_challenge(at: int, challenged: bool) -> None:
     assert talk.flow.guest_state is G.ESTABLISHED
     assert talk.counters["tcp.challenge_ack"] == challenged
     assert talk.counters["tcp.reset_out_of_window"] == (not challenged)
+
+
+@pytest.mark.parametrize(
+    "state", [state for state in GuestState if state not in GUEST_GONE], ids=str
+)
+def test_a_bug_of_ours_ends_the_flow_in_every_state(state: GuestState) -> None:
+    """Both sides hear at once that it is over, and nothing of it is left."""
+    talk = in_state(state)
+    held = talk.flow.host_state in HOST_HOLDS_SOCKET
+    with talk.turn():
+        talk.flow.break_off()
+    told = [names(segment.flags) for segment in talk.guest.loses_everything()]
+    assert told == {G.SYN_SENT: ["RST"], G.TIME_WAIT: []}.get(state, ["RST,ACK"])
+    talk.assert_over()
+    assert talk.host.socket.was_reset == held
+
+
+def test_a_bug_after_the_end_of_the_host_half() -> None:
+    """A socket that was given back is not given back again."""
+    talk = Conversation.open()
+    talk.host.breaks()
+    talk.guest.gets(RST | ACK)
+    talk.flow.break_off()
+    talk.assert_over()
