@@ -29,15 +29,25 @@ class Handler(Protocol):
 
     def on_writable(self, now: float) -> None: ...
 
+    def on_bug(self, now: float) -> None:
+        """A bug of ours has shown in one of these: give up what it is about, and nothing else."""
+
+
+def surface(error: Exception) -> None:
+    """Let a bug end everything: where there are no guests, or a test wants to see it."""
+    raise error
+
 
 class Poller:
     """Sockets and their handlers."""
 
-    __slots__ = ("_again", "_bell", "_selector")
+    __slots__ = ("_again", "_bell", "_on_bug", "_selector")
 
-    def __init__(self) -> None:
+    def __init__(self, on_bug: Callable[[Exception], None] = surface) -> None:
+        """`on_bug` is told what a handler has raised, before the handler gives up."""
         self._selector = selectors.DefaultSelector()
-        self._again: list[Callable[[float], None]] = []
+        self._again: list[tuple[Handler, Callable[[float], None]]] = []
+        self._on_bug = on_bug
         # A socket of nobody, never readable and always writable: watched for the one it sleeps,
         # for the other it rings, and `fileno` with it.
         self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -68,11 +78,11 @@ class Poller:
         with contextlib.suppress(KeyError):
             self._selector.unregister(sock)
 
-    def again(self, call: Callable[[float], None]) -> None:
-        """Call `call(now)` once in the next round, which comes at once: there is more to do."""
+    def again(self, handler: Handler, call: Callable[[float], None]) -> None:
+        """Call `call(now)` once, for `handler`, in the next round, which comes at once."""
         if not self._again:
             self.change(self._bell, write=True)
-        self._again.append(call)
+        self._again.append((handler, call))
 
     def on_readable(self, now: float) -> None:
         """The bell never is."""
@@ -81,8 +91,14 @@ class Poller:
         """The bell rings: call everybody, and whoever asks again meanwhile a round later."""
         self.change(self._bell, read=True)
         calls, self._again = self._again, []
-        for call in calls:
-            call(now)
+        for handler, call in calls:
+            try:
+                call(now)
+            except Exception as error:
+                self._give_up(handler, error, now)
+
+    def on_bug(self, now: float) -> None:
+        """The bell serves nobody by itself."""
 
     def wait(self, patience: float = 0.0) -> Ready:
         """What is ready, waiting for the first of it up to `patience` seconds."""
@@ -95,10 +111,17 @@ class Poller:
         round: handlers know whether they are closed.
         """
         for key, events in ready:
-            if events & READ:
-                key.data.on_readable(now)
-            if events & WRITE:
-                key.data.on_writable(now)
+            try:
+                if events & READ:
+                    key.data.on_readable(now)
+                if events & WRITE:
+                    key.data.on_writable(now)
+            except Exception as error:
+                self._give_up(key.data, error, now)
+
+    def _give_up(self, handler: Handler, error: Exception, now: float) -> None:
+        self._on_bug(error)
+        handler.on_bug(now)
 
     def close(self) -> None:
         """Give the descriptors back."""

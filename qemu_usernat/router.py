@@ -96,6 +96,9 @@ class HostEdge(Protocol):
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`."""
 
+    def on_bug(self, error: Exception) -> None:
+        """A bug of ours has shown. What it showed in is ended, and nothing else."""
+
 
 @define(eq=False)
 class Router:
@@ -162,8 +165,12 @@ class Router:
             touched, self._touched = self._touched, []
             for flow in touched:
                 flow.touched = False
-                flow.flush(now)
-                self._settle(flow)
+                try:
+                    flow.flush(now)
+                except Exception as error:
+                    self._break_off(flow, error)
+                else:
+                    self._settle(flow)
             self._send()
             if not self._touched:
                 return
@@ -171,12 +178,7 @@ class Router:
     def _settle(self, flow: TcpFlow) -> None:
         """Set the flow's alarm, or forget the flow if it has ended."""
         if flow.finished:
-            if self.flows.get(flow.key) is flow:
-                del self.flows[flow.key]
-            self._time_waits.pop(flow, None)
-            self.alarms.forget(flow)
-            for port in self.switch.ports:
-                port.waiting.discard(flow)
+            self._forget(flow)
             return
         self.alarms.arm(flow)
         if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
@@ -187,6 +189,23 @@ class Router:
                 del self._time_waits[oldest]
                 oldest.end_time_wait()
                 self.touch(oldest)
+
+    def _forget(self, flow: TcpFlow) -> None:
+        if self.flows.get(flow.key) is flow:
+            del self.flows[flow.key]
+        self._time_waits.pop(flow, None)
+        self.alarms.forget(flow)
+        for port in self.switch.ports:
+            port.waiting.discard(flow)
+
+    def _break_off(self, flow: TcpFlow, error: Exception) -> None:
+        """A bug of ours has shown in `flow`: it ends, whatever its state, and no other."""
+        self.edge.on_bug(error)
+        try:
+            flow.break_off()
+        except Exception as another:
+            self.edge.on_bug(another)
+        self._forget(flow)
 
     def _send(self) -> None:
         for port in tuple(self.switch.ports):
@@ -214,6 +233,10 @@ class Router:
         for sleeper in self.alarms.ring(now):
             if isinstance(sleeper, TcpFlow):
                 self.touch(sleeper)
+                try:
+                    sleeper.on_deadline(now)
+                except Exception as error:
+                    self._break_off(sleeper, error)
             elif isinstance(sleeper, UdpMapping):
                 self.datagrams.on_deadline(sleeper, now)
         if self._reassembler.deadline() <= now:
@@ -247,16 +270,19 @@ class Router:
                     if not flow.touched:
                         flow.touched = True
                         self._touched.append(flow)
-                    flow.on_segment(
-                        sequence,
-                        acknowledgment,
-                        flags,
-                        window,
-                        frame[start:end],
-                        end - start,
-                        now,
-                        selective,
-                    )
+                    try:
+                        flow.on_segment(
+                            sequence,
+                            acknowledgment,
+                            flags,
+                            window,
+                            frame[start:end],
+                            end - start,
+                            now,
+                            selective,
+                        )
+                    except Exception as error:
+                        self._break_off(flow, error)
                     return
             else:
                 if destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
@@ -280,6 +306,8 @@ class Router:
                 self._on_packet(frame.content, frame.source, now)
         except Malformed as error:
             self.counters.count(error.reason)
+        except Exception as error:
+            self.edge.on_bug(error)
 
     def _on_arp(self, arp: Arp, now: float) -> None:
         if self._is_guest(arp.sender_address):
@@ -377,21 +405,12 @@ class Router:
             self.touch(flow)  # what it still owes the host is paid outside the table
             beyond = flow.sender.sequence_of(flow.sender.next)
             flow = None
-        if flow is not None and flow.guest_state is GuestState.SYN_SENT and segment.flags & SYN:
+        if flow is not None:
             self.touch(flow)
-            flow.on_answer(segment, now)
-        elif flow is not None:
-            self.touch(flow)
-            flow.on_segment(
-                segment.sequence,
-                segment.acknowledgment,
-                segment.flags,
-                segment.window,
-                segment.payload,
-                len(segment.payload),
-                now,
-                segment.selective,
-            )
+            try:
+                _tell(flow, segment, now)
+            except Exception as error:
+                self._break_off(flow, error)
         elif opens:
             self._open_tcp(key, segment, packet, mac, now, beyond)
         elif not segment.flags & RST:
@@ -477,6 +496,22 @@ class Router:
     def _is_guest(self, address: Address) -> bool:
         number = int.from_bytes(address, "big")
         return self._subnet[0] < number < self._subnet[1] and address not in self._own
+
+
+def _tell(flow: TcpFlow, segment: TcpSegment, now: float) -> None:
+    if flow.guest_state is GuestState.SYN_SENT and segment.flags & SYN:
+        flow.on_answer(segment, now)
+        return
+    flow.on_segment(
+        segment.sequence,
+        segment.acknowledgment,
+        segment.flags,
+        segment.window,
+        segment.payload,
+        len(segment.payload),
+        now,
+        segment.selective,
+    )
 
 
 def _dhcp_settings(network: Network) -> DhcpSettings:

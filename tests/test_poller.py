@@ -22,6 +22,9 @@ class Handler:
     def on_writable(self, now: float) -> None:
         self.told.append(("writable", now))
 
+    def on_bug(self, now: float) -> None:
+        self.told.append(("bug", now))
+
 
 @pytest.fixture
 def poller() -> Iterator[Poller]:
@@ -136,8 +139,8 @@ def test_a_handler_may_forget_others_in_the_middle_of_a_round(poller: Poller, pa
 def test_who_has_more_to_do_is_called_in_the_next_round(poller: Poller) -> None:
     """Without any socket being ready: waiting ends at once, trio wakes, and then it is quiet."""
     called: list[tuple[str, float]] = []
-    poller.again(lambda now: called.append(("one", now)))
-    poller.again(lambda now: called.append(("other", now)))
+    poller.again(Handler(), lambda now: called.append(("one", now)))
+    poller.again(Handler(), lambda now: called.append(("other", now)))
     assert is_ready(poller)
     turn(poller, 1.0)
     assert called == [("one", 1.0), ("other", 1.0)]
@@ -152,16 +155,59 @@ def test_more_after_more_is_a_round_later(poller: Poller, pair: Pair) -> None:
     def work(now: float) -> None:
         called.append(now)
         if now < 3.0:
-            poller.again(work)
+            poller.again(Handler(), work)
 
     handler = Handler()
     poller.watch(pair[0], handler, read=True)
     pair[1].send(b"x")
-    poller.again(work)
+    poller.again(Handler(), work)
     for now in (1.0, 2.0, 3.0, 4.0):
         turn(poller, now)
     assert called == [1.0, 2.0, 3.0]
     assert handler.told == [("readable", now) for now in (1.0, 2.0, 3.0, 4.0)]
+
+
+class Raiser(Handler):
+    """Has a bug in whatever it is told."""
+
+    def on_readable(self, now: float) -> None:
+        raise ValueError("readable")
+
+    def on_writable(self, now: float) -> None:
+        raise ValueError("writable")
+
+
+def test_a_handler_with_a_bug_gives_up_and_the_others_are_told(pair: Pair) -> None:
+    """Nobody's bug ends the round; it is said what was raised, and to whom."""
+    raised: list[Exception] = []
+    poller = Poller(raised.append)
+    buggy, sound = Raiser(), Handler()
+    poller.watch(pair[0], buggy, write=True)
+    poller.watch(pair[1], sound, write=True)
+    turn(poller, 1.0)
+    assert list(map(str, raised)) == ["writable"]
+    assert (buggy.told, sound.told) == ([("bug", 1.0)], [("writable", 1.0)])
+    poller.close()
+
+
+def test_more_to_do_with_a_bug(pair: Pair) -> None:
+    """Whoever asked to be called again is called, whatever those before it raise."""
+    raised: list[Exception] = []
+    poller = Poller(raised.append)
+    buggy = Raiser()
+    called: list[float] = []
+    poller.again(buggy, buggy.on_writable)
+    poller.again(Handler(), called.append)
+    turn(poller, 1.0)
+    assert (list(map(str, raised)), buggy.told, called) == (["writable"], [("bug", 1.0)], [1.0])
+    poller.close()
+
+
+def test_without_anybody_to_tell_a_bug_is_raised(poller: Poller, pair: Pair) -> None:
+    """As a test wants it."""
+    poller.watch(pair[0], Raiser(), write=True)
+    with pytest.raises(ValueError, match="writable"):
+        turn(poller, 1.0)
 
 
 def test_waiting_ends_with_the_first_that_is_ready(poller: Poller, pair: Pair) -> None:

@@ -115,6 +115,11 @@ class UpstreamAsker:
         self.forget(token)
         self.on_answer(token, None, now)
 
+    def give_up(self, token: int, now: float) -> None:
+        """`fail`, if an answer is still wanted: whoever asked does not wait for ever."""
+        if self.waits(token):
+            self.fail(token, now)
+
     def waits(self, token: int) -> bool:
         """Whether an answer is still wanted."""
         return token in self._questions
@@ -158,6 +163,9 @@ class _OverUdp:
     def on_writable(self, now: float) -> None:
         """Never asked for."""
 
+    def on_bug(self, now: float) -> None:
+        self._asker.give_up(self._token, now)
+
 
 class _OverTcp:
     """One question on one connection, which is closed behind its answer."""
@@ -193,6 +201,9 @@ class _OverTcp:
             return
         if not self._unsent:
             self._asker.poller.change(self.sock, read=True)
+
+    def on_bug(self, now: float) -> None:
+        self._asker.give_up(self._token, now)
 
     def on_readable(self, now: float) -> None:
         if not self._asker.waits(self._token):

@@ -106,6 +106,11 @@ class HostTcp:
             self._connected = True
             self._flow.on_host_connected(now)
 
+    def on_bug(self, now: float) -> None:
+        """The flow's guest hears of it as of any other failure."""
+        self._touch(self._flow)
+        self._flow.on_host_failed(None, now)
+
     def _read(self, sock: socket.socket, now: float) -> bool:
         """Read once what the guest's window admits; True if there may be more."""
         flow = self._flow

@@ -83,6 +83,9 @@ class HostUdp:
     def on_writable(self, now: float) -> None:
         """Never asked for: a datagram that finds no room is dropped."""
 
+    def on_bug(self, now: float) -> None:
+        """One datagram was lost, as datagrams may be."""
+
     def _read_errors(self, sock: socket.socket) -> None:
         if not _LINUX:
             return

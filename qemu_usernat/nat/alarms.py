@@ -19,10 +19,7 @@ class Sleeper(Protocol):
     """What can be woken."""
 
     def deadline(self) -> float:
-        """When `on_deadline` is next to be called; NEVER if nothing is owed."""
-
-    def on_deadline(self, now: float) -> None:
-        """Do what is due at `now`, and nothing if it came early."""
+        """When it is next to be woken; NEVER if nothing is owed."""
 
 
 @define
@@ -63,15 +60,13 @@ class Alarms:
         return heap[0][0] if heap else NEVER
 
     def ring(self, now: float) -> list[Sleeper]:
-        """Wake everybody whose time has come, once; those woken, to be armed again."""
-        woken = []
+        """Everybody whose time has come, for the caller to wake, and to arm again."""
+        due = []
         while self.earliest() <= now:
             sleeper = heappop(self._heap)[2]
             del self._armed[sleeper]
-            woken.append(sleeper)
-        for sleeper in woken:
-            sleeper.on_deadline(now)
-        return woken
+            due.append(sleeper)
+        return due
 
     def _sweep(self) -> None:
         """Drop entries that were superseded, so that ended flows are not kept by the heap."""

@@ -95,6 +95,3 @@ class UdpMapping:
     def expired(self, now: float) -> bool:
         """Whether it has."""
         return now >= self.deadline()
-
-    def on_deadline(self, now: float) -> None:
-        """The owner asks `expired` and closes; nothing else falls due."""

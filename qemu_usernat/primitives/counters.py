@@ -16,6 +16,8 @@ MEANINGS = {
     "link.frame_too_long": "A frame beyond 69,632 bytes on the stream: the link is closed.",
     "link.queue_full": "A frame for a guest that does not take its frames was dropped.",
     "lan.guest_absent": "A frame for a guest whose link is gone was dropped.",
+    # Ourselves
+    "server.bug": "A bug of ours showed: what it showed in was ended, and the log has it.",
     # Ethernet and ARP
     "ethernet.too_short": "A frame shorter than its own header.",
     "ethernet.802_3": "A frame with a length where the type should be (IEEE 802.3, LLC).",

@@ -94,7 +94,7 @@ class Link:
             self.close(f"{error.reason}: not a stream of Ethernet frames")
             return
         if self._more:
-            self._poller.again(self._take_more)
+            self._poller.again(self, self._take_more)
 
     def _take_more(self, now: float) -> None:
         if self._sock is not None:
@@ -106,6 +106,10 @@ class Link:
     def on_writable(self, now: float) -> None:
         """QEMU reads again."""
         self.transmit()
+
+    def on_bug(self, now: float) -> None:
+        """Where the stream goes on nobody knows: QEMU may connect anew."""
+        self.close("an internal error")
 
     # -- to the guest
 

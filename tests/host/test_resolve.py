@@ -376,3 +376,15 @@ def test_the_file_is_not_looked_at_for_every_query(tmp_path: Path) -> None:
     host.now += LOOK_INTERVAL / 2
     assert host.resolvers() == [(parse_address(address), 53) for address in before]
     assert host.named() == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_bug_is_no_answer(desk: Desk, stack: ExitStack, transport: str) -> None:
+    """Whoever asked hears at once that there is none, and hears it once."""
+    resolver = (udp_resolver if transport == "udp" else tcp_resolver)(stack)[1]
+    assert desk.asker.ask(resolver, transport, b"question", 7)
+    question = desk.asker._questions[7]
+    question.on_bug(42.0)
+    question.on_bug(42.0)
+    assert desk.heard == [(7, None)]
+    assert not desk.asker.waits(7)

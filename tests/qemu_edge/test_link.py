@@ -247,3 +247,10 @@ def test_a_queue_of_more_buffers_than_one_call_takes(room: Room) -> None:
         received += room.qemu.recv(1 << 20)
         room.turn()
     assert received == b"".join(pieces)
+
+
+def test_a_bug_closes_the_link(room: Room) -> None:
+    """Where the next frame begins nobody knows then: QEMU sees the end, and may come again."""
+    room.link.on_bug(1.0)
+    assert room.closed == ["an internal error"]
+    assert room.qemu.recv(1) == b""
