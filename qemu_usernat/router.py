@@ -14,9 +14,9 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.config.network import Network
+from qemu_usernat.connections import DNS_PORT, Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
-from qemu_usernat.delivery import Delivery, TcpWire
-from qemu_usernat.dns_service import DnsService
+from qemu_usernat.delivery import Delivery
 from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
 from qemu_usernat.gateway.dns import DnsForwarder
@@ -26,14 +26,12 @@ from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
-from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     LOOPBACK_IPV4,
     Address,
-    FlowKey,
     MacAddress,
     is_loopback,
     is_multicast_or_broadcast,
@@ -41,7 +39,6 @@ from qemu_usernat.primitives.addresses import (
 )
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.primitives.sequence import add
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
@@ -56,11 +53,7 @@ from qemu_usernat.wire.icmp import (
     icmp_message,
 )
 from qemu_usernat.wire.packets import (
-    ACK,
-    FIN,
     ICMP,
-    RST,
-    SYN,
     TCP,
     UDP,
     Arp,
@@ -71,33 +64,18 @@ from qemu_usernat.wire.packets import (
     UdpDatagram,
 )
 
-DNS_PORT = 53  # RFC 1035, 4.2
-
 _GROUP = 1
 """Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
 
 _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
-FLOWS_MAXIMUM = 65536
-"""Flows and mappings at once, in the table or still ending; beyond it new connections are
-refused. An idle one costs some 10 KiB."""
 
-TIME_WAITS_MAXIMUM = 4096
-"""Flows kept in TIME-WAIT; the oldest leaves early."""
-
-
-class HostEdge(Protocol):
-    """What the router asks of the host. Each may raise OSError: there is no descriptor."""
-
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
-        """Begin to connect; `flow.dial` is called before this returns."""
+class HostEdge(TcpEdge, Protocol):
+    """What the router asks of the host."""
 
     def open_udp(self, mapping: UdpMapping) -> None:
-        """Set `mapping.host`."""
-
-    def on_bug(self, error: Exception) -> None:
-        """A bug of ours has shown. What it showed in is ended, and nothing else."""
+        """Set `mapping.host`. OSError if there is no descriptor."""
 
 
 @define(eq=False)
@@ -111,17 +89,14 @@ class Router:
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
     switch: Switch = field(init=False)
-    flows: dict[FlowKey, TcpFlow] = field(factory=dict)
+    connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
     alarms: Alarms = field(factory=Alarms)
-    _touched: list[TcpFlow] = field(factory=list)
-    _time_waits: dict[TcpFlow, None] = field(factory=dict)
     _delivery: Delivery = field(init=False)
     _reassembler: Reassembler = field(init=False)
     _arp: ArpResponder = field(init=False)
     _echo: EchoResponder = field(factory=EchoResponder)
     _dhcp: DhcpServer = field(init=False)
-    _tcp: TcpSettings = field(init=False)
     _own: frozenset[Address] = field(init=False)
     """Addresses of the gateway itself."""
     _outward: dict[Address, Address] = field(init=False)
@@ -132,7 +107,6 @@ class Router:
     def __attrs_post_init__(self) -> None:
         network, counters = self.network, self.counters
         gateway, nameserver = network.gateway.packed, network.nameserver.packed
-        self._tcp = TcpSettings(network.mtu, self.secret, network.congestion)
         self._own = frozenset({gateway, nameserver})
         self._outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
         self._subnet = (
@@ -147,6 +121,16 @@ class Router:
         self.datagrams = Datagrams(
             self._delivery, self.edge.open_udp, self._own, self._outward, self.alarms, counters
         )
+        self.connections = Connections(
+            self._delivery,
+            self.edge,
+            self.dns,
+            TcpSettings(network.mtu, self.secret, network.congestion),
+            self._own,
+            self._outward,
+            self.alarms,
+            counters,
+        )
         self._reassembler = Reassembler(counters)
         self._arp = ArpResponder(network.gateway_mac, self._own)
         self._dhcp = DhcpServer(_dhcp_settings(network), counters)
@@ -155,57 +139,15 @@ class Router:
 
     def touch(self, flow: TcpFlow) -> None:
         """Something happened to `flow`: flush it at the end of the turn."""
-        if not flow.touched:
-            flow.touched = True
-            self._touched.append(flow)
+        self.connections.touch(flow)
 
     def end_turn(self, now: float) -> None:
         """Let every touched flow pay what it owes, and every port send."""
         while True:
-            touched, self._touched = self._touched, []
-            for flow in touched:
-                flow.touched = False
-                try:
-                    flow.flush(now)
-                except Exception as error:
-                    self._break_off(flow, error)
-                else:
-                    self._settle(flow)
+            self.connections.flush(now)
             self._send()
-            if not self._touched:
+            if not self.connections.touched:
                 return
-
-    def _settle(self, flow: TcpFlow) -> None:
-        """Set the flow's alarm, or forget the flow if it has ended."""
-        if flow.finished:
-            self._forget(flow)
-            return
-        self.alarms.arm(flow)
-        if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
-            self._time_waits[flow] = None
-            if len(self._time_waits) > TIME_WAITS_MAXIMUM:
-                self.counters.count("tcp.time_waits_full")
-                oldest = next(iter(self._time_waits))
-                del self._time_waits[oldest]
-                oldest.end_time_wait()
-                self.touch(oldest)
-
-    def _forget(self, flow: TcpFlow) -> None:
-        if self.flows.get(flow.key) is flow:
-            del self.flows[flow.key]
-        self._time_waits.pop(flow, None)
-        self.alarms.forget(flow)
-        for port in self.switch.ports:
-            port.waiting.discard(flow)
-
-    def _break_off(self, flow: TcpFlow, error: Exception) -> None:
-        """A bug of ours has shown in `flow`: it ends, whatever its state, and no other."""
-        self.edge.on_bug(error)
-        try:
-            flow.break_off()
-        except Exception as another:
-            self.edge.on_bug(another)
-        self._forget(flow)
 
     def _send(self) -> None:
         for port in tuple(self.switch.ports):
@@ -217,7 +159,7 @@ class Router:
     def _wake(self, port: Port) -> None:
         """The flows that stopped for a stalled port go on."""
         while port.waiting:
-            self.touch(port.waiting.pop())
+            self.connections.touch(port.waiting.pop())
 
     def on_link_down(self, port: Port, now: float) -> None:
         """A guest's link is gone; its flows go on for when it comes back."""
@@ -232,11 +174,7 @@ class Router:
         """Wake whoever is due."""
         for sleeper in self.alarms.ring(now):
             if isinstance(sleeper, TcpFlow):
-                self.touch(sleeper)
-                try:
-                    sleeper.on_deadline(now)
-                except Exception as error:
-                    self._break_off(sleeper, error)
+                self.connections.on_deadline(sleeper, now)
             elif isinstance(sleeper, UdpMapping):
                 self.datagrams.on_deadline(sleeper, now)
         if self._reassembler.deadline() <= now:
@@ -265,11 +203,11 @@ class Router:
             (protocol, source, source_port, destination, destination_port, start, end,
              sequence, acknowledgment, flags, window, selective) = peeked  # fmt: skip
             if protocol == TCP:
-                flow = self.flows.get((source, source_port, destination, destination_port))
+                connections = self.connections
+                flow = connections.flows.get((source, source_port, destination, destination_port))
                 if flow is not None:
                     if not flow.touched:
-                        flow.touched = True
-                        self._touched.append(flow)
+                        connections.touch(flow)
                     try:
                         flow.on_segment(
                             sequence,
@@ -282,7 +220,7 @@ class Router:
                             selective,
                         )
                     except Exception as error:
-                        self._break_off(flow, error)
+                        connections.break_off(flow, error)
                     return
             else:
                 if destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
@@ -389,72 +327,9 @@ class Router:
         elif group:
             self.counters.count("ipv4.broadcast_or_multicast")
         elif isinstance(content, TcpSegment):
-            self._on_tcp(content, packet, mac, now)
+            self.connections.on_segment(content, packet, mac, now)
         else:
             self._on_icmp(content, packet, mac, now)
-
-    # -- TCP
-
-    def _on_tcp(self, segment: TcpSegment, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        """A segment that the fast way did not take: of a flow, of none, or the start of one."""
-        key = (packet.source, segment.source_port, packet.destination, segment.destination_port)
-        flow = self.flows.get(key)
-        opens = segment.flags & (SYN | ACK | RST | FIN) == SYN
-        beyond = None
-        if flow is not None and opens and flow.yields_to_syn(segment.sequence, now):
-            self.touch(flow)  # what it still owes the host is paid outside the table
-            beyond = flow.sender.sequence_of(flow.sender.next)
-            flow = None
-        if flow is not None:
-            self.touch(flow)
-            try:
-                _tell(flow, segment, now)
-            except Exception as error:
-                self._break_off(flow, error)
-        elif opens:
-            self._open_tcp(key, segment, packet, mac, now, beyond)
-        elif not segment.flags & RST:
-            self._refuse_segment(key, segment, mac)
-
-    def _open_tcp(
-        self,
-        key: FlowKey,
-        syn: TcpSegment,
-        packet: IpPacket,
-        mac: MacAddress,
-        now: float,
-        beyond: int | None,
-    ) -> None:
-        if syn.maximum_segment_size:
-            self._delivery.on_shown_mtu(mac, syn.maximum_segment_size + HEADERS)
-        wire = TcpWire(self._delivery, mac, key, packet)
-        flow = open_flow(key, syn, wire, self._tcp, self.counters, now, beyond)
-        wire.bind(flow)
-        self.flows[key] = flow
-        self.touch(flow)
-        destination, port = packet.destination, syn.destination_port
-        if len(self.alarms) >= FLOWS_MAXIMUM:
-            self.counters.count("tcp.flows_full")
-            flow.on_host_failed(None, now)
-        elif destination in self._own and port == DNS_PORT:
-            DnsService(flow, self.dns, self.touch, now)
-        elif destination in self._own and destination not in self._outward:
-            flow.on_host_failed(None, now)
-        else:
-            try:
-                self.edge.dial(flow, self._outward.get(destination, destination), port)
-            except OSError:
-                self.counters.count("tcp.no_descriptor")
-                flow.on_host_failed(None, now)
-
-    def _refuse_segment(self, key: FlowKey, segment: TcpSegment, mac: MacAddress) -> None:
-        """A segment of a flow that does not exist is reset (RFC 9293, 3.10.7.1)."""
-        self.counters.count("tcp.unknown_flow")
-        if segment.flags & ACK:
-            self._delivery.reset(mac, key, segment.acknowledgment, 0, RST)
-            return
-        length = len(segment.payload) + bool(segment.flags & SYN) + bool(segment.flags & FIN)
-        self._delivery.reset(mac, key, 0, add(segment.sequence, length), RST | ACK)
 
     # -- services of the gateway
 
@@ -496,22 +371,6 @@ class Router:
     def _is_guest(self, address: Address) -> bool:
         number = int.from_bytes(address, "big")
         return self._subnet[0] < number < self._subnet[1] and address not in self._own
-
-
-def _tell(flow: TcpFlow, segment: TcpSegment, now: float) -> None:
-    if flow.guest_state is GuestState.SYN_SENT and segment.flags & SYN:
-        flow.on_answer(segment, now)
-        return
-    flow.on_segment(
-        segment.sequence,
-        segment.acknowledgment,
-        segment.flags,
-        segment.window,
-        segment.payload,
-        len(segment.payload),
-        now,
-        segment.selective,
-    )
 
 
 def _dhcp_settings(network: Network) -> DhcpSettings:

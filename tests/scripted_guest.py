@@ -558,8 +558,8 @@ class ScriptedNetwork:
 
     def assert_nothing_left(self) -> None:
         """Neither flows nor mappings nor alarms: whatever began has ended."""
-        assert not self.router.flows
+        assert not self.router.connections.flows
         assert not self.router.datagrams.mappings
-        assert not self.router._time_waits
+        assert not self.router.connections._time_waits
         assert len(self.router.alarms) == 0
         assert self.router.deadline() == NEVER

@@ -177,7 +177,7 @@ def test_a_socket_that_shows_a_bug(
     monkeypatch.setattr(room.poller, "_on_bug", told.append)
     listener = room.listen()
     _, server = room.connect(listener)
-    plant("on_host_data", next(iter(room.network.router.flows.values())))
+    plant("on_host_data", next(iter(room.network.router.connections.flows.values())))
     server.sendall(b"hello")
     room.turn()
     (segment,) = room.guest.hears()

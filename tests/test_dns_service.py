@@ -138,7 +138,7 @@ def test_a_guest_that_asks_and_does_not_read_has_its_bound(connection: ScriptedC
         if window < len(question):
             break
     assert window < len(question)
-    (flow,) = network.router.flows.values()
+    (flow,) = network.router.connections.flows.values()
     assert flow.receiver.queued > 100_000
     assert len(flow.host._answers) < ANSWERS_MAXIMUM + 100_000  # type: ignore[attr-defined]
     read = b""

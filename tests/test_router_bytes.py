@@ -171,7 +171,7 @@ def _life_of_a_network(script: list[tuple[str, int]]) -> tuple[Any, ...]:
         [(bytes(end.received), end.shut, end.was_reset, end.closed, end.reading, end.writing)
          for end in network.host.servers],
         [(socket.sent, socket.closed) for socket in network.host.sockets],
-        sorted(network.router.flows),
+        sorted(network.router.connections.flows),
         sorted(network.router.datagrams.mappings),
         network.router.deadline(),
     )  # fmt: skip

@@ -82,5 +82,5 @@ def test_a_packet_for_one_in_a_frame_for_all_is_dropped(network: ScriptedNetwork
         ),
     )
     assert guest.hears() == []
-    assert not network.router.flows
+    assert not network.router.connections.flows
     assert network.counters["ipv4.unicast_to_everybody"] == 2

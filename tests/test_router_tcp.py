@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 
-from qemu_usernat import router
+from qemu_usernat import connections
+from qemu_usernat.connections import TIME_WAITS_MAXIMUM
 from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.primitives.sequence import difference
-from qemu_usernat.router import TIME_WAITS_MAXIMUM
 from qemu_usernat.wire.icmp import HOST_UNREACHABLE
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TCP, URG
 from tests.scripted_guest import (
@@ -167,14 +167,14 @@ def test_without_descriptors_new_connections_are_refused_and_old_ones_go_on(
     assert network.counters["tcp.no_descriptor"] == 1
     guest.sends(connection.segment(ACK | PSH, b"still here"))
     assert connection.server.received == b"still here"
-    assert list(network.router.flows) == [connection.key]
+    assert list(network.router.connections.flows) == [connection.key]
 
 
 def test_connections_have_a_limit(
     network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guest that opens connections without end is refused; those it has go on."""
-    monkeypatch.setattr(router, "FLOWS_MAXIMUM", 1)
+    monkeypatch.setattr(connections, "FLOWS_MAXIMUM", 1)
     connection = guest.connects()
     guest.sends(guest.segment(40001, SERVER, 80, SYN, 1000))
     assert guest.hears_one().tcp.flags == RST | ACK
@@ -318,7 +318,7 @@ def test_another_syn_replaces_an_attempt_that_the_guest_has_given_up(
     assert first.closed
     second.accepts()
     assert guest.hears_one().tcp.acknowledgment == 77_001
-    assert list(network.router.flows) == [connection.key]
+    assert list(network.router.connections.flows) == [connection.key]
 
 
 def test_passt_03a_reset_and_syn_of_one_four_tuple_in_one_turn(
@@ -352,7 +352,7 @@ def test_passt_03b_the_end_and_a_syn_of_one_four_tuple_in_one_turn(
     assert (first.shut, first.closed, first.was_reset) == (True, True, False)
     second.accepts()
     assert guest.hears()[-1].tcp.acknowledgment == 500_001
-    assert len(network.router.flows) == 1
+    assert len(network.router.connections.flows) == 1
 
 
 def test_a_new_syn_may_follow_a_connection_that_has_ended(
@@ -364,11 +364,11 @@ def test_a_new_syn_may_follow_a_connection_that_has_ended(
     connection.reads()
     guest.sends(connection.segment(ACK | FIN))
     guest.hears()
-    assert len(network.router.flows) == 1
+    assert len(network.router.connections.flows) == 1
     guest.sends(connection.syn(connection.sent + 1000))
     network.host.servers[1].accepts()
     assert guest.hears_one().tcp.flags == SYN | ACK
-    assert len(network.router.flows) == 1
+    assert len(network.router.connections.flows) == 1
 
 
 def test_a_connection_after_time_wait_begins_beyond_the_old_one(
@@ -433,10 +433,10 @@ def test_time_wait_has_its_limit(network: ScriptedNetwork, guest: ScriptedGuest)
     ports = range(1024, 1024 + TIME_WAITS_MAXIMUM + 10)
     for port in ports:
         server_ends_first(guest.connects(sport=port))
-    assert len(network.router.flows) == TIME_WAITS_MAXIMUM
+    assert len(network.router.connections.flows) == TIME_WAITS_MAXIMUM
     assert network.counters["tcp.time_waits_full"] == 10
-    assert (packed(GUEST), ports[0], packed(SERVER), 80) not in network.router.flows
-    assert (packed(GUEST), ports[-1], packed(SERVER), 80) in network.router.flows
+    assert (packed(GUEST), ports[0], packed(SERVER), 80) not in network.router.connections.flows
+    assert (packed(GUEST), ports[-1], packed(SERVER), 80) in network.router.connections.flows
     network.advance(TIME_WAIT)
     network.assert_nothing_left()
 
@@ -501,7 +501,7 @@ def test_flows_that_have_ended_do_not_wait_for_a_stopped_guest(network: Scripted
     for sport in range(1024, 1124):
         guest.sends(guest.segment(sport, NAMESERVER, 53, SYN, 1000))
         guest.sends(guest.segment(sport, NAMESERVER, 53, RST, 1001))
-    assert not network.router.flows
+    assert not network.router.connections.flows
     assert not guest.port.waiting
 
 
@@ -520,7 +520,7 @@ def test_connections_that_still_end_count(
     network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest is done and its server does not read: a new SYN does not hide the old flow."""
-    monkeypatch.setattr(router, "FLOWS_MAXIMUM", 5)
+    monkeypatch.setattr(connections, "FLOWS_MAXIMUM", 5)
     refused = 0
     for turn in range(10):
         guest.sends(guest.segment(40000, SERVER, 80, SYN, 1000 + turn * 100_000))

@@ -26,7 +26,7 @@ class LoopbackRoom:
         self.poller = Poller()
         self.stack = ExitStack()
         self.network = ScriptedNetwork(host_loopback=True, **settings)
-        self.network.router.edge = self
+        self.network.router.edge = self.network.router.connections.edge = self
         self.network.router.datagrams.open_udp = self.open_udp
         self.counters = self.network.counters
         self.guest: ScriptedGuest = self.network.guest()

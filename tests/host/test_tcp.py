@@ -124,7 +124,7 @@ def test_without_descriptors_the_guest_is_refused_and_others_go_on(room: Loopbac
 def test_passt_14b_what_the_guest_sends_is_not_held_back(room: LoopbackRoom) -> None:
     """passt 54bb972: the guest's own Nagle algorithm has decided; ours would only add a delay."""
     room.connect(room.listen())
-    (flow,) = room.network.router.flows.values()
+    (flow,) = room.network.router.connections.flows.values()
     assert isinstance(flow.host, HostTcp)
     assert flow.host._sock is not None
     assert flow.host._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -173,7 +173,7 @@ def test_a_socket_that_can_no_longer_be_watched(
         short.setattr(socket.socket, "send", fails_with(errno.EAGAIN))
         room.guest.sends(connection.segment(ACK, b"hello"))
     assert room.guest.hears()[-1].tcp.flags & RST
-    assert [flow.key[1] for flow in room.network.router.flows.values()] == [40001]
+    assert [flow.key[1] for flow in room.network.router.connections.flows.values()] == [40001]
     room.guest.sends(other.segment(ACK, b"still here"))
     assert its_server.recv(100) == b"still here"
 

@@ -1,0 +1,205 @@
+"""TCP between the guests and the host's world: the table of flows, who opens one, how one ends.
+
+It owns the table and its bounds, who is to be flushed at the end of a turn, and what a segment of
+no flow is told. What a segment means to its flow is for `nat.tcp` to know; where octets come from
+and go to, for the host edge.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import define, field
+
+from qemu_usernat.delivery import Delivery, TcpWire
+from qemu_usernat.dns_service import DnsService
+from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
+from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.sequence import add
+from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, IpPacket, TcpSegment
+
+DNS_PORT = 53  # RFC 1035, 4.2
+
+FLOWS_MAXIMUM = 65536
+"""Flows and mappings at once, in the table or still ending; beyond it new connections are
+refused. An idle one costs some 10 KiB."""
+
+TIME_WAITS_MAXIMUM = 4096
+"""Flows kept in TIME-WAIT; the oldest leaves early."""
+
+
+class TcpEdge(Protocol):
+    """What is asked of the host for a connection."""
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Begin to connect; `flow.dial` is called before this returns. OSError if there is no
+        descriptor."""
+
+    def on_bug(self, error: Exception) -> None:
+        """A bug of ours has shown. What it showed in is ended, and nothing else."""
+
+
+@define(eq=False)
+class Connections:
+    """The TCP flows of one network."""
+
+    delivery: Delivery
+    edge: TcpEdge
+    dns: DnsForwarder
+    settings: TcpSettings
+    own: frozenset[Address]
+    """Addresses of the gateway itself."""
+    outward: Mapping[Address, Address]
+    """Those of them that stand for others."""
+    alarms: Alarms
+    counters: Counters
+    flows: dict[FlowKey, TcpFlow] = field(factory=dict)
+    touched: list[TcpFlow] = field(factory=list)
+    """Those that are to be flushed at the end of the turn."""
+    _time_waits: dict[TcpFlow, None] = field(factory=dict)
+    """Those in TIME-WAIT, the oldest first."""
+
+    # -- the turn
+
+    def touch(self, flow: TcpFlow) -> None:
+        """Something happened to `flow`: flush it at the end of the turn."""
+        if not flow.touched:
+            flow.touched = True
+            self.touched.append(flow)
+
+    def flush(self, now: float) -> None:
+        """Let every touched flow pay what it owes; that may touch others."""
+        touched, self.touched = self.touched, []
+        for flow in touched:
+            flow.touched = False
+            try:
+                flow.flush(now)
+            except Exception as error:
+                self.break_off(flow, error)
+            else:
+                self._settle(flow)
+
+    def on_deadline(self, flow: TcpFlow, now: float) -> None:
+        """The flow's alarm has rung."""
+        self.touch(flow)
+        try:
+            flow.on_deadline(now)
+        except Exception as error:
+            self.break_off(flow, error)
+
+    def _settle(self, flow: TcpFlow) -> None:
+        """Set the flow's alarm, or forget the flow if it has ended."""
+        if flow.finished:
+            self._forget(flow)
+            return
+        self.alarms.arm(flow)
+        if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
+            self._time_waits[flow] = None
+            if len(self._time_waits) > TIME_WAITS_MAXIMUM:
+                self.counters.count("tcp.time_waits_full")
+                oldest = next(iter(self._time_waits))
+                del self._time_waits[oldest]
+                oldest.end_time_wait()
+                self.touch(oldest)
+
+    def _forget(self, flow: TcpFlow) -> None:
+        if self.flows.get(flow.key) is flow:
+            del self.flows[flow.key]
+        self._time_waits.pop(flow, None)
+        self.alarms.forget(flow)
+        for port in self.delivery.switch.ports:
+            port.waiting.discard(flow)
+
+    def break_off(self, flow: TcpFlow, error: Exception) -> None:
+        """A bug of ours has shown in `flow`: it ends, whatever its state, and no other."""
+        self.edge.on_bug(error)
+        try:
+            flow.break_off()
+        except Exception as another:
+            self.edge.on_bug(another)
+        self._forget(flow)
+
+    # -- segments that the fast way did not take
+
+    def on_segment(
+        self, segment: TcpSegment, packet: IpPacket, mac: MacAddress, now: float
+    ) -> None:
+        """Of a flow, of none, or the start of one; from the guest at `mac`."""
+        key = (packet.source, segment.source_port, packet.destination, segment.destination_port)
+        flow = self.flows.get(key)
+        opens = segment.flags & (SYN | ACK | RST | FIN) == SYN
+        beyond = None
+        if flow is not None and opens and flow.yields_to_syn(segment.sequence, now):
+            self.touch(flow)  # what it still owes the host is paid outside the table
+            beyond = flow.sender.sequence_of(flow.sender.next)
+            flow = None
+        if flow is not None:
+            self.touch(flow)
+            try:
+                _tell(flow, segment, now)
+            except Exception as error:
+                self.break_off(flow, error)
+        elif opens:
+            self._open(key, segment, packet, mac, now, beyond)
+        elif not segment.flags & RST:
+            self._refuse(key, segment, mac)
+
+    def _open(
+        self,
+        key: FlowKey,
+        syn: TcpSegment,
+        packet: IpPacket,
+        mac: MacAddress,
+        now: float,
+        beyond: int | None,
+    ) -> None:
+        if syn.maximum_segment_size:
+            self.delivery.on_shown_mtu(mac, syn.maximum_segment_size + HEADERS)
+        wire = TcpWire(self.delivery, mac, key, packet)
+        flow = open_flow(key, syn, wire, self.settings, self.counters, now, beyond)
+        wire.bind(flow)
+        self.flows[key] = flow
+        self.touch(flow)
+        destination, port = packet.destination, syn.destination_port
+        if len(self.alarms) >= FLOWS_MAXIMUM:
+            self.counters.count("tcp.flows_full")
+            flow.on_host_failed(None, now)
+        elif destination in self.own and port == DNS_PORT:
+            DnsService(flow, self.dns, self.touch, now)
+        elif destination in self.own and destination not in self.outward:
+            flow.on_host_failed(None, now)
+        else:
+            try:
+                self.edge.dial(flow, self.outward.get(destination, destination), port)
+            except OSError:
+                self.counters.count("tcp.no_descriptor")
+                flow.on_host_failed(None, now)
+
+    def _refuse(self, key: FlowKey, segment: TcpSegment, mac: MacAddress) -> None:
+        """A segment of a flow that does not exist is reset (RFC 9293, 3.10.7.1)."""
+        self.counters.count("tcp.unknown_flow")
+        if segment.flags & ACK:
+            self.delivery.reset(mac, key, segment.acknowledgment, 0, RST)
+            return
+        length = len(segment.payload) + bool(segment.flags & SYN) + bool(segment.flags & FIN)
+        self.delivery.reset(mac, key, 0, add(segment.sequence, length), RST | ACK)
+
+
+def _tell(flow: TcpFlow, segment: TcpSegment, now: float) -> None:
+    if flow.guest_state is GuestState.SYN_SENT and segment.flags & SYN:
+        flow.on_answer(segment, now)
+        return
+    flow.on_segment(
+        segment.sequence,
+        segment.acknowledgment,
+        segment.flags,
+        segment.window,
+        segment.payload,
+        len(segment.payload),
+        now,
+        segment.selective,
+    )
