@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import structlog
 import trio
@@ -19,19 +20,17 @@ from attrs import define, field
 from qemu_usernat import signals
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.endpoints import Endpoint
-from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
-from qemu_usernat.host import tcp, udp
-from qemu_usernat.host.resolve import SystemResolvers, UpstreamAsker
+from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
-from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MS
 from qemu_usernat.qemu.link import Link
 from qemu_usernat.qemu.listener import Listener, connect_forever
-from qemu_usernat.router import Router
+from qemu_usernat.router import HostEdge, Router
 
 PATIENCE = 1 * MS
 """How long a server that has nothing else to do waits for the next turn by itself. Traffic comes
@@ -49,45 +48,60 @@ _log = structlog.get_logger()
 _asked = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(0))
 
 
+class World(HostEdge, Asker, Protocol):
+    """What is behind the gateway."""
+
+    def upstreams(self) -> Sequence[Upstream]:
+        """Whom to ask for names, at this moment."""
+
+    def on_answers(self, callback: AnswerCallback) -> None:
+        """Whom to tell of answers; said before the first question."""
+
+    def close(self) -> None:
+        """Give back all that is not a flow's or a mapping's."""
+
+
+def system_world(server: "Server") -> World:
+    """The host's own network."""
+    resolvers = [(address.packed, port) for address, port in server.config.network.dns]
+    return SystemWorld(server.poller, server.counters, server.touch, resolvers)
+
+
 @define(eq=False)
 class Server:
-    """One network and its sockets, running inside a trio nursery; a `HostEdge`."""
+    """One network and its sockets, running inside a trio nursery."""
 
     config: Config
     patience: float = 0.0
     """Seconds that this task may keep the others waiting for the next turn: zero where they work
     for the guest, too, as in a test."""
+    make_world: Callable[["Server"], World] = system_world
     counters: Counters = field(factory=Counters)
     poller: Poller = field(init=False)
     router: Router = field(init=False)
     links: dict[Link, trio.Event] = field(factory=dict)
-    _asker: UpstreamAsker = field(init=False)
+    world: World = field(init=False)
     _alarm: trio.CancelScope = field(factory=trio.CancelScope)
 
     def __attrs_post_init__(self) -> None:
         network = self.config.network
         self.poller = Poller(self.on_bug)
-        upstreams = [(address.packed, port) for address, port in network.dns]
-        asker = self._asker = UpstreamAsker(self.poller)
+        world = self.world = self.make_world(self)
         forwarder = DnsForwarder(
             zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
-            upstreams=(lambda: upstreams) if upstreams else SystemResolvers(),
-            asker=asker,
+            upstreams=world.upstreams,
+            asker=world,
             random_id=partial(secrets.randbits, 16),
             counters=self.counters,
         )
-        asker.on_answer = forwarder.on_answer
-        self.router = Router(network, self, forwarder, secrets.token_bytes(16), self.counters)
+        world.on_answers(forwarder.on_answer)
+        self.router = Router(
+            network, world, forwarder, secrets.token_bytes(16), self.counters, self.on_bug
+        )
 
-    # -- HostEdge
-
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
-        """Begin to connect; `flow.dial` is called before this returns."""
-        tcp.dial(flow, address, port, self.poller, self.router.touch)
-
-    def open_udp(self, mapping: UdpMapping) -> None:
-        """Set `mapping.host`."""
-        udp.open_udp(mapping, self.poller, self.counters)
+    def touch(self, flow: TcpFlow) -> None:
+        """Something happened to `flow`: flush it at the end of the turn."""
+        self.router.touch(flow)
 
     def on_bug(self, error: Exception) -> None:
         """Say so, with all that helps to mend it; everything else goes on."""
@@ -120,6 +134,11 @@ class Server:
             self.router.on_deadline(now)
         self.router.end_turn(now)
         return bool(ready)
+
+    def end_turn(self) -> None:
+        """What a world did to flows and mappings by itself, and not through the poller, is paid."""
+        self.router.end_turn(trio.current_time())
+        self._set_alarm()
 
     async def serve_sockets(self) -> None:
         """Turn after turn, for ever."""
@@ -160,7 +179,7 @@ class Server:
         for link in tuple(self.links):
             link.close("the server ends")
         self.router.close()
-        self._asker.close()
+        self.world.close()
         self.poller.close()
 
 

@@ -19,6 +19,7 @@ from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.errors import BugCallback
 from qemu_usernat.primitives.sequence import add
 from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, IpPacket, TcpSegment
 
@@ -39,9 +40,6 @@ class TcpEdge(Protocol):
         """Begin to connect; `flow.dial` is called before this returns. OSError if there is no
         descriptor."""
 
-    def on_bug(self, error: Exception) -> None:
-        """A bug of ours has shown. What it showed in is ended, and nothing else."""
-
 
 @define(eq=False)
 class Connections:
@@ -57,6 +55,7 @@ class Connections:
     """Those of them that stand for others."""
     alarms: Alarms
     counters: Counters
+    on_bug: BugCallback
     flows: dict[FlowKey, TcpFlow] = field(factory=dict)
     touched: list[TcpFlow] = field(factory=list)
     """Those that are to be flushed at the end of the turn."""
@@ -116,11 +115,11 @@ class Connections:
 
     def break_off(self, flow: TcpFlow, error: Exception) -> None:
         """A bug of ours has shown in `flow`: it ends, whatever its state, and no other."""
-        self.edge.on_bug(error)
+        self.on_bug(error)
         try:
             flow.break_off()
         except Exception as another:
-            self.edge.on_bug(another)
+            self.on_bug(another)
         self._forget(flow)
 
     # -- segments that the fast way did not take

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
+from qemu_usernat.primitives.errors import BugCallback, surface
+
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
@@ -33,17 +35,12 @@ class Handler(Protocol):
         """A bug of ours has shown in one of these: give up what it is about, and nothing else."""
 
 
-def surface(error: Exception) -> None:
-    """Let a bug end everything: where there are no guests, or a test wants to see it."""
-    raise error
-
-
 class Poller:
     """Sockets and their handlers."""
 
     __slots__ = ("_again", "_bell", "_on_bug", "_selector")
 
-    def __init__(self, on_bug: Callable[[Exception], None] = surface) -> None:
+    def __init__(self, on_bug: BugCallback = surface) -> None:
         """`on_bug` is told what a handler has raised, before the handler gives up."""
         self._selector = selectors.DefaultSelector()
         self._again: list[tuple[Handler, Callable[[float], None]]] = []

@@ -38,7 +38,7 @@ from qemu_usernat.primitives.addresses import (
     is_unspecified_network,
 )
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.primitives.errors import Malformed
+from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
@@ -88,6 +88,7 @@ class Router:
     secret: bytes
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
+    on_bug: BugCallback = surface
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
@@ -130,6 +131,7 @@ class Router:
             self._outward,
             self.alarms,
             counters,
+            self.on_bug,
         )
         self._reassembler = Reassembler(counters)
         self._arp = ArpResponder(network.gateway_mac, self._own)
@@ -245,7 +247,7 @@ class Router:
         except Malformed as error:
             self.counters.count(error.reason)
         except Exception as error:
-            self.edge.on_bug(error)
+            self.on_bug(error)
 
     def _on_arp(self, arp: Arp, now: float) -> None:
         if self._is_guest(arp.sender_address):

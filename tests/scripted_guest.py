@@ -258,9 +258,6 @@ class ScriptedHost:
         socket = mapping.host = ScriptedSocket(mapping, self.network)
         self.sockets.append(socket)
 
-    def on_bug(self, error: Exception) -> None:
-        raise error
-
     def _take_descriptor(self) -> None:
         if not self.descriptors:
             raise OSError(24, "Too many open files")

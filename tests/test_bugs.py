@@ -33,10 +33,10 @@ def guest(network: ScriptedNetwork) -> ScriptedGuest:
 
 
 @pytest.fixture
-def told(network: ScriptedNetwork, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """What the host edge is told of, which a scripted one would raise."""
+def told(network: ScriptedNetwork) -> list[Exception]:
+    """What is told of, and would be raised otherwise."""
     told: list[Exception] = []
-    monkeypatch.setattr(type(network.host), "on_bug", lambda self, error: told.append(error))
+    network.router.on_bug = network.router.connections.on_bug = told.append
     return told
 
 
@@ -205,7 +205,7 @@ def test_the_server_hears_of_bugs_on_both_ways(monkeypatch: pytest.MonkeyPatch) 
     """From its router, and from the handlers of its sockets."""
     server = Server(Config(listen=(UnixEndpoint("/nowhere"),)))
     try:
-        assert server.router.edge.on_bug == server.on_bug
+        assert server.router.on_bug == server.router.connections.on_bug == server.on_bug
         assert server.poller._on_bug == server.on_bug
     finally:
         server.close()

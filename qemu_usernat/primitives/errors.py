@@ -5,6 +5,9 @@ counted under its name, and answered where the protocol says so. A mistake of th
 is told with the fix. A mistake of ours is a bug and says so.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 
 class Malformed(Exception):  # noqa: N818 - the field's word for it
     """The guest sent bytes that no reader of the RFC would accept.
@@ -23,3 +26,12 @@ class UserError(Exception):
 
 class InternalError(Exception):
     """A bug of ours: a rule of this project broken by its own code."""
+
+
+BugCallback: TypeAlias = Callable[[Exception], None]
+"""Is told what nobody expected; what it showed in is ended, and nothing else."""
+
+
+def surface(error: Exception) -> None:
+    """The `BugCallback` of whoever wants to see it, as tests do: it ends everything."""
+    raise error

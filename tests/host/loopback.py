@@ -40,9 +40,6 @@ class LoopbackRoom:
     def open_udp(self, mapping: UdpMapping) -> None:
         udp.open_udp(mapping, self.poller, self.counters)
 
-    def on_bug(self, error: Exception) -> None:
-        raise error
-
     # turns
 
     def turn(self) -> None:

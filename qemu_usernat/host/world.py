@@ -1,0 +1,67 @@
+"""The host's own network, as the router and the name server ask for it: sockets and resolvers.
+
+It owns nothing but the joining: what each socket does stands beside it. Whoever wants another
+world behind the gateway, as a test does, gives the server something else of this shape.
+"""
+
+from collections.abc import Callable, Sequence
+
+from attrs import define, field
+
+from qemu_usernat.gateway.dns import Upstream
+from qemu_usernat.host import tcp, udp
+from qemu_usernat.host.resolve import AnswerCallback, SystemResolvers, UpstreamAsker
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.poller import Poller
+from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.counters import Counters
+
+
+@define(eq=False)
+class SystemWorld:
+    """Connections, datagrams and questions by the host's kernel."""
+
+    poller: Poller
+    counters: Counters
+    touch: Callable[[TcpFlow], None]
+    """Something happened to a flow: it is to be flushed at the end of the turn."""
+    resolvers: Sequence[Upstream] = ()
+    """Those to be asked; the host's own where there are none."""
+    _asker: UpstreamAsker = field(init=False)
+    _system: SystemResolvers = field(factory=SystemResolvers, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._asker = UpstreamAsker(self.poller)
+
+    # -- for the router: a `HostEdge`
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Begin to connect; `flow.dial` is called before this returns. OSError: no descriptor."""
+        tcp.dial(flow, address, port, self.poller, self.touch)
+
+    def open_udp(self, mapping: UdpMapping) -> None:
+        """Set `mapping.host`. OSError: no descriptor."""
+        udp.open_udp(mapping, self.poller, self.counters)
+
+    # -- for the name server: an `Asker`, and whom to ask
+
+    def upstreams(self) -> Sequence[Upstream]:
+        """The resolvers of the moment."""
+        return self.resolvers or self._system()
+
+    def on_answers(self, callback: AnswerCallback) -> None:
+        """Whom to tell of answers; to be said before the first question."""
+        self._asker.on_answer = callback
+
+    def ask(self, upstream: Upstream, transport: str, message: bytes, token: int) -> bool:
+        """Send `message`; False where the system refuses at once."""
+        return self._asker.ask(upstream, transport, message, token)
+
+    def forget(self, token: int) -> None:
+        """No answer is wanted any more."""
+        self._asker.forget(token)
+
+    def close(self) -> None:
+        """Forget every question; flows and mappings are their owners' to close."""
+        self._asker.close()
