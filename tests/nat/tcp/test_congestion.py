@@ -59,7 +59,8 @@ def test_even_that_begins_again_with_one_segment_after_a_silence() -> None:
 
 @pytest.mark.parametrize("make", [Reno, Cubic])
 @pytest.mark.parametrize(
-    ("segment", "window"), [(536, 5360), (1460, 14600), (8960, 17920), (65480, 130960)]
+    ("segment", "window"),
+    [(536, 5360), (1460, 14600), (4000, 14600), (8960, 17920), (65480, 130960)],
 )
 def test_the_first_window_is_ten_segments(make: type[Reno], segment: int, window: int) -> None:
     """RFC 6928, 2: min(10 * MSS, max(2 * MSS, 14600))."""
@@ -82,6 +83,14 @@ def test_reno_halves_and_wins_one_segment_a_round_trip_back() -> None:
     assert reno.window == 2 * MSS
 
 
+def test_reno_grows_with_each_octet_that_is_acknowledged() -> None:
+    """RFC 5681, 3.1: where the formula yields nothing, it is one octet."""
+    reno = Reno(MSS)
+    reno.on_loss(40 * MSS, 0.0)
+    reno.on_acknowledged(10, ROUND_TRIP, 0.0)
+    assert reno.window == 20 * MSS + 1
+
+
 def test_reno_after_a_silence_doubles_up_to_half() -> None:
     """RFC 5681, 3.1, equation 4."""
     reno = Reno(MSS)
@@ -90,11 +99,17 @@ def test_reno_after_a_silence_doubles_up_to_half() -> None:
     assert fly(reno, 0.0, 6) == pytest.approx([2, 4, 8, 16, 20, 21], abs=0.6)
 
 
-def test_a_silence_after_little_leaves_two_segments_to_reno() -> None:
-    """RFC 5681, 3.1, equation 4: no less than two are half."""
-    reno = Reno(MSS)
-    reno.on_timeout(2 * MSS, 0.0)
-    assert (reno.window, reno.threshold) == (MSS, 2 * MSS)
+@pytest.mark.parametrize("make", [Reno, Cubic])
+def test_a_silence_after_little_leaves_two_segments(make: type[Reno]) -> None:
+    """RFC 5681, 3.1, equation 4, and RFC 9438, 4.6: no less than two are a share."""
+    control = make(MSS)
+    control.on_timeout(2 * MSS, 0.0)
+    assert (control.window, control.threshold) == (MSS, 2 * MSS)
+
+
+def test_cubic_is_as_fast_as_is_written() -> None:
+    """RFC 9438, 4.6 and 5.1: others on the wire have been measured with these."""
+    assert (CUBIC_BETA, CUBIC_C) == (0.7, 0.4)
 
 
 def test_cubic_returns_to_where_the_loss_was_when_its_formula_says() -> None:
@@ -128,6 +143,25 @@ def test_cubic_aims_at_where_its_curve_is_a_round_trip_later() -> None:
     cubic.on_acknowledged(cubic.window, ROUND_TRIP, now)
     assert cubic.window / MSS == pytest.approx(target, abs=0.01)
     assert target - before > 1
+
+
+def test_cubic_grows_by_half_in_a_round_trip_at_most() -> None:
+    """RFC 9438, 4.2: however far its curve goes in one that takes half a minute."""
+    cubic = Cubic(MSS)
+    cubic.on_loss(20 * MSS, 0.0)
+    cubic.on_acknowledged(MSS, 30.0, 0.0)
+    before = cubic.window
+    cubic.on_acknowledged(before, 30.0, 20.0)
+    assert cubic.window == pytest.approx(1.5 * before, abs=2)
+
+
+def test_an_octet_is_no_growth_for_cubic() -> None:
+    """What the window gains by one that is acknowledged alone is less than one."""
+    cubic = Cubic(MSS)
+    cubic.on_loss(20 * MSS, 0.0)
+    before = cubic.window
+    cubic.on_acknowledged(1, ROUND_TRIP, 0.0)
+    assert cubic.window == before
 
 
 def test_many_small_steps_of_cubic_are_a_large_one() -> None:
@@ -177,6 +211,17 @@ def test_cubic_leaves_room_when_it_loses_below_its_last_loss() -> None:
     window = cubic.window / MSS
     cubic.on_loss(cubic.window, 1.1)
     assert cubic._largest == pytest.approx(window * (1 + CUBIC_BETA) / 2)
+
+
+def test_cubic_keeps_what_it_had_where_it_loses_at_its_last_loss() -> None:
+    """RFC 9438, 4.7: only below it somebody else has come."""
+    cubic = Cubic(MSS)
+    cubic.on_timeout(40 * MSS, 0.0)
+    cubic.on_acknowledged(27 * MSS, ROUND_TRIP, 1.0)
+    cubic.on_acknowledged(1, ROUND_TRIP, 1.0)
+    assert cubic.window == cubic._largest * MSS == 28 * MSS, "from here on it would go on slowly"
+    cubic.on_loss(cubic.window, 1.1)
+    assert cubic._largest == 28
 
 
 def test_cubic_after_a_silence_doubles_up_to_its_share() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from qemu_usernat.nat.tcp.flow import SYN_RETRANSMISSIONS
+from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN
 from tests.nat.tcp.conversation import MSS, Conversation, in_state
@@ -51,6 +52,21 @@ def test_a_call_from_end_to_end() -> None:
     talk.guest.sends(ACK)
     talk.assert_over()
     assert not talk.host.socket.was_reset
+
+
+def test_a_guest_that_has_just_answered_is_not_asked_whether_it_lives() -> None:
+    """RFC 9293, 3.8.4: two hours after its last word, which is the answer, not our call."""
+    talk = in_state(G.SYN_SENT)
+    talk.advance(100)
+    talk.guest.loses_everything()
+    answered_at = talk.now
+    talk.guest.sends(SYN | ACK)
+    talk.guest.gets(ACK)
+    talk.advance(KEEPALIVE_IDLE - 1)
+    talk.guest.gets_nothing()
+    talk.advance(1)
+    talk.guest.gets(ACK, at=-1)
+    assert talk.now == answered_at + KEEPALIVE_IDLE
 
 
 @pytest.mark.parametrize("answer", [SYN | ACK, ACK], ids=["SYN,ACK", "ACK"])

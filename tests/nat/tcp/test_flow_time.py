@@ -180,7 +180,8 @@ def closed_over_octets() -> Conversation:
 def owing_an_ack() -> Conversation:
     """A small segment, which an answer of the server may acknowledge."""
     talk = Conversation.open()
-    talk.guest.sends(ACK, b"question")
+    talk.guest.sends(PSH | ACK, b"question")
+    talk.guest.gets_nothing()
     return talk
 
 
@@ -260,6 +261,14 @@ def test_last_words_are_kept_for_two_hours_after_the_server_took_any() -> None:
     talk.assert_over()
     talk.flow.on_deadline(talk.now + 9 * HOUR)
     assert talk.counters["tcp.gave_up"] == 0
+
+
+def test_last_words_outlast_an_alarm_that_rings_early() -> None:
+    """Deadlines move away under the owner's alarms."""
+    talk = with_last_words()
+    talk.flow.on_deadline(talk.now + 1)
+    talk.host.takes(100)
+    assert talk.host.received == b"last words"
 
 
 def test_the_handshake_is_the_first_round_trip() -> None:
