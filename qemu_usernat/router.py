@@ -9,9 +9,10 @@ A turn is any number of ``on_…`` calls and then one `end_turn`, in which every
 touched pays what it owes and every port sends.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qemu_usernat.config.network import Network
 from qemu_usernat.connections import DNS_PORT, Connections, TcpEdge
@@ -45,6 +46,8 @@ from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
 from qemu_usernat.wire.headers import peek
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
+    ECHO_REPLY,
+    ECHO_REQUEST,
     HOST_UNREACHABLE,
     PROTOCOL_UNREACHABLE,
     REASSEMBLY_TIME_EXCEEDED,
@@ -71,11 +74,29 @@ _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
 
+@frozen
+class EchoRequest:
+    """A guest's ping to the outside (RFC 792)."""
+
+    guest: Address
+    destination: Address
+    rest: bytes
+    """Identifier and sequence number."""
+    payload: bytes
+    ttl: int
+
+
 class HostEdge(TcpEdge, Protocol):
     """What the router asks of the host."""
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError if there is no descriptor."""
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        """Carry a ping, or say False: then its guest is refused.
+
+        `reply` takes a payload back from the destination, in this turn or in a later one.
+        """
 
 
 @define(eq=False)
@@ -357,9 +378,10 @@ class Router:
 
     def _on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.destination not in self._own:
-            # Echo to the outside is not carried yet; the guest is told, not left to wait.
-            self.counters.count("icmp.not_carried")
-            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            if not self._carries(message, packet, mac):
+                # The guest is told, not left to wait.
+                self.counters.count("icmp.not_carried")
+                self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return
         answer = self._echo.answer(message, now)
         if answer is None:
@@ -367,6 +389,20 @@ class Router:
             return
         echo = icmp_message(answer.type, answer.code, answer.rest, answer.payload)
         self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+
+    def _carries(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress) -> bool:
+        """Whether the host's world takes this message, which must be an echo request."""
+        if message.type != ECHO_REQUEST or message.code != 0:
+            return False
+
+        def reply(payload: Buffer) -> None:
+            echo = icmp_message(ECHO_REPLY, 0, message.rest, payload)
+            self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+
+        request = EchoRequest(
+            packet.source, packet.destination, message.rest, message.payload, packet.ttl
+        )
+        return self.edge.echo(request, reply)
 
     # -- who is who
 

@@ -21,7 +21,7 @@ from qemu_usernat.primitives.addresses import Address, format_address, parse_mac
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import difference
 from qemu_usernat.primitives.time import NEVER
-from qemu_usernat.router import Router
+from qemu_usernat.router import EchoRequest, Router
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.packets import (
     ACK,
@@ -244,6 +244,9 @@ class ScriptedHost:
     descriptors: int = 1 << 30
     """How many sockets may still be opened."""
     on_dial: Callable[[ScriptedServer], None] | None = None
+    carries_pings: bool = False
+    pings: list[tuple[EchoRequest, Callable[[Buffer], None]]] = field(factory=list)
+    """Those carried, and how each is answered; the test ends the turn."""
 
     def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
         self._take_descriptor()
@@ -257,6 +260,11 @@ class ScriptedHost:
         self._take_descriptor()
         socket = mapping.host = ScriptedSocket(mapping, self.network)
         self.sockets.append(socket)
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        if self.carries_pings:
+            self.pings.append((request, reply))
+        return self.carries_pings
 
     def _take_descriptor(self) -> None:
         if not self.descriptors:

@@ -16,6 +16,8 @@ from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.router import EchoRequest
+from qemu_usernat.wire.packets import Buffer
 
 
 @define(eq=False)
@@ -43,6 +45,10 @@ class SystemWorld:
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError: no descriptor."""
         udp.open_udp(mapping, self.poller, self.counters)
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        """No ping is carried yet."""
+        return False
 
     # -- for the name server: an `Asker`, and whom to ask
 

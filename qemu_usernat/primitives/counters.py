@@ -53,7 +53,7 @@ MEANINGS = {
     "icmp.too_short": "An ICMP message below 8 bytes.",
     "icmp.bad_checksum": "An ICMP message whose checksum is wrong.",
     "icmp.ignored": "A message to the gateway that is no echo request.",
-    "icmp.not_carried": "ICMP to the outside, which is not carried yet: refused.",
+    "icmp.not_carried": "ICMP to the outside that what is there does not carry: refused.",
     "icmp.error_limited": "An ICMP error that was not sent, as too many were before it.",
     # UDP
     "udp.too_short": "A datagram below 8 bytes.",

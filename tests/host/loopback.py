@@ -12,7 +12,8 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
-from qemu_usernat.wire.packets import ACK
+from qemu_usernat.router import EchoRequest
+from qemu_usernat.wire.packets import ACK, Buffer
 from tests.scripted_guest import ScriptedConnection, ScriptedGuest, ScriptedNetwork, packed
 
 WAIT = 5.0
@@ -39,6 +40,9 @@ class LoopbackRoom:
 
     def open_udp(self, mapping: UdpMapping) -> None:
         udp.open_udp(mapping, self.poller, self.counters)
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        return False
 
     # turns
 
