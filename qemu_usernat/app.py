@@ -86,7 +86,11 @@ class Server:
     def __attrs_post_init__(self) -> None:
         network = self.config.network
         self.poller = Poller(self.on_bug)
-        world = self.world = self.make_world(self)
+        try:
+            world = self.world = self.make_world(self)
+        except BaseException:
+            self.poller.close()
+            raise
         forwarder = DnsForwarder(
             zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
             upstreams=world.upstreams,

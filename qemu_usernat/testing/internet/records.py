@@ -1,0 +1,92 @@
+"""What the hermetic internet has seen: plain values that a test asserts on.
+
+Addresses are text, as a person writes them; times are trio's clock.
+"""
+
+from attrs import define, frozen
+
+Peer = tuple[str, int]
+"""Address and port."""
+
+
+@define
+class Connection:
+    """A TCP connection, or the datagrams between one port of a guest and one of a host."""
+
+    protocol: str
+    """"tcp" or "udp"."""
+    guest: Peer
+    address: str
+    """The host's address that the guest has called."""
+    port: int
+    time: float
+    """When it began."""
+    received: int = 0
+    """Octets that have come from the guest."""
+    sent: int = 0
+    """Octets that the guest was sent."""
+    ended: str | None = None
+    """How it ended; None while it goes on."""
+
+
+@frozen
+class Unexpected:
+    """Something that a guest reached for and nobody has defined."""
+
+    protocol: str
+    """"tcp", "udp", "ping" or "dns"."""
+    destination: str
+    """The address; for "dns" the name that was asked for."""
+    port: int | None
+    name: str | None
+    """The name that is known for the address; for "dns" the type of record."""
+    guest: Peer | None
+    """None for "dns": the gateway asks for its guests. The port of a ping is 0."""
+    time: float
+
+    def __str__(self) -> str:
+        if self.protocol == "dns":
+            return f"DNS query for {self.destination} ({self.name})"
+        named = f" ({self.name})" if self.name else ""
+        source = f" from {self.guest[0]}" if self.guest else ""
+        if self.protocol == "ping":
+            return f"ping of {self.destination}{named}{source}"
+        return f"{self.protocol.upper()} to {self.destination}{named} port {self.port}{source}"
+
+    def remedy(self, host_is_defined: bool) -> str:
+        """What a test writes to define it."""
+        if self.protocol == "dns":
+            if self.name == "A":
+                return f'internet.host("{self.destination}", "203.0.113.1")'
+            return f'internet.dns("{self.destination}", "{self.name}", ...)'
+        name = f'"{self.name}"' if self.name else None
+        host = f'internet.host({name}, "{self.destination}")'
+        if host_is_defined:
+            host = f'internet["{self.name or self.destination}"]'
+        return host if self.protocol == "ping" else f"{host}.{self.protocol}({self.port}, handler)"
+
+
+@frozen
+class DnsQuery:
+    """A question that the gateway has passed on for a guest, and what it was told."""
+
+    name: str
+    type: str
+    transport: str
+    """"udp" or "tcp"."""
+    outcome: str
+    """A response code, "NOERROR" or "NXDOMAIN", or "no answer"."""
+    answers: tuple[str, ...]
+    """The data of the records in the answer, as a zone file writes them."""
+    time: float
+
+
+@frozen
+class HandlerFailure:
+    """A handler of the test's that has raised."""
+
+    where: str
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{self.where}: {type(self.error).__name__}: {self.error}"

@@ -1,0 +1,159 @@
+"""The hermetic internet as one server sees it: a `World` that has no socket.
+
+It joins what the router and the name server ask to what the test has defined. Whatever was not
+defined is refused at once, and noted.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import trio
+
+from qemu_usernat.app import Server
+from qemu_usernat.gateway.dns import Upstream
+from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
+from qemu_usernat.router import EchoRequest
+from qemu_usernat.testing.internet.datagrams import HostSocket
+from qemu_usernat.testing.internet.faults import Fault
+from qemu_usernat.testing.internet.hosts import Service, StreamHandler
+from qemu_usernat.testing.internet.records import HandlerFailure
+from qemu_usernat.testing.internet.stage import Stage
+from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
+from qemu_usernat.wire.packets import Buffer
+
+NAMES: Upstream = (LOOPBACK_IPV4, 53)
+"""The only resolver there is; nobody dials it."""
+
+
+class InternetWorld:
+    """What is behind one server's gateway; `Internet.make_world` makes it."""
+
+    def __init__(self, stage: Stage, server: Server) -> None:
+        self._stage = stage
+        self._server = server
+        self._on_answer: AnswerCallback
+        self._questions: set[int] = set()
+        self._closed = False
+
+    def _end_turn(self) -> None:
+        if not self._closed:
+            self._server.end_turn()
+
+    # -- connections and datagrams: a `HostEdge`
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Somebody calls `address`. OSError while the internet does not run."""
+        stage, now = self._stage, trio.current_time()
+        if stage.nursery is None:
+            raise OSError("the internet does not run")
+        guest = format_address(flow.key[0]), flow.key[1]
+        host = stage.hosts.get(address)
+        answer = None if host is None else host.answer("tcp", port)
+        if host is None or answer is None:
+            stage.on_unexpected("tcp", address, port, guest)
+            flow.on_host_failed(None, now)
+            return
+        record = host.on_connection("tcp", guest, address, port)
+        lines, chances = (host.to_guest, host.from_guest), (host.chance(), host.chance())
+        connection = HostConnection(
+            flow, record, lines, chances, stage.timeline, self._server.touch, self._end_turn
+        )
+        flow.dial(connection)
+        if isinstance(answer, Service):
+            where = f"TCP handler of {host} port {port}, for {guest[0]} port {guest[1]}"
+            connect = partial(self._connect, connection, answer, where)
+            stage.timeline.at(now + 2 * host.latency, connect)
+        elif answer is Fault.REFUSES:
+            stage.timeline.at(now + 2 * host.latency, connection.fail)
+
+    def _connect(self, connection: HostConnection, service: Service, where: str) -> None:
+        if connection.connect(service.reset) and self._stage.nursery is not None:
+            handler = cast(StreamHandler, service.handler)
+            self._stage.nursery.start_soon(self._serve, connection, handler, where)
+
+    async def _serve(self, connection: HostConnection, handler: StreamHandler, where: str) -> None:
+        stream = HostStream(connection)
+        try:
+            await handler(stream)
+            await stream.aclose()
+        except Exception as error:
+            failure = _failure_in(error) if connection.broken else error
+            if failure is not None:
+                self._stage.failures.append(HandlerFailure(where, failure))
+                stream.reset(f"the handler failed: {type(failure).__name__}: {failure}")
+        except BaseException:  # the internet ends, and with it the time in which a reset arrives
+            connection.fail(NETWORK_ENDED)
+            raise
+
+    def open_udp(self, mapping: UdpMapping) -> None:
+        """Set `mapping.host`."""
+        mapping.host = HostSocket(mapping, self._stage, self._end_turn)
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        """Answer a ping; False where nobody is."""
+        stage = self._stage
+        host = stage.hosts.get(request.destination)
+        if host is None or stage.nursery is None:
+            guest = format_address(request.guest), 0
+            stage.on_unexpected("ping", request.destination, None, guest)
+            return False
+        if host.is_silent():
+            return True
+        octets, chance, line = len(request.payload), host.ping_chance, host.to_guest
+
+        def answer() -> None:
+            if not self._closed:
+                reply(request.payload)
+                self._end_turn()
+
+        def arrive() -> None:
+            line.carry(stage.timeline, chance, octets, answer)
+
+        host.from_guest.carry(stage.timeline, chance, octets, arrive)
+        return True
+
+    # -- names: an `Asker`, and whom to ask
+
+    def upstreams(self) -> Sequence[Upstream]:
+        """Our own names."""
+        return (NAMES,)
+
+    def on_answers(self, callback: AnswerCallback) -> None:
+        """Whom to tell of answers."""
+        self._on_answer = callback
+
+    def ask(self, upstream: Upstream, transport: str, message: bytes, token: int) -> bool:
+        """The answer comes after this turn, or never."""
+        stage, now = self._stage, trio.current_time()
+        answer = stage.names.answer(message, transport, now)
+        self._questions.add(token)
+        if answer is not None:
+            tell = partial(self._tell, token, answer)
+            stage.timeline.at(now + stage.dns_latency, tell)
+        return True
+
+    def _tell(self, token: int, answer: bytes) -> None:
+        if token in self._questions and not self._closed:
+            self._on_answer(token, answer, trio.current_time())
+            self._end_turn()
+
+    def forget(self, token: int) -> None:
+        """No answer is wanted any more."""
+        self._questions.discard(token)
+
+    def close(self) -> None:
+        """The server ends."""
+        self._closed = True
+
+
+def _failure_in(error: Exception) -> Exception | None:
+    """What of `error` does not come from a connection that was reset under its handler."""
+    if isinstance(error, trio.BrokenResourceError):
+        return None
+    if isinstance(error, ExceptionGroup):
+        return error.split(trio.BrokenResourceError)[1]
+    return error
