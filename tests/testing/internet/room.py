@@ -199,10 +199,38 @@ class GuestConnection:
         del self.received[:length]
         return octets
 
+    async def receives_until(self, end: bytes) -> bytes:
+        """Up to the first `end`."""
+        await self.until(lambda: end in self.received or self.ended or self.was_reset)
+        return await self.receives(self.received.index(end) + len(end))
+
+    async def receives_anything(self) -> None:
+        await self.until(lambda: bool(self.received) or self.ended or self.was_reset)
+
     async def receives_all(self) -> bytes:
         """What comes until the server's end, or its reset."""
         await self.until(lambda: self.ended or self.was_reset)
         return bytes(self.received)
+
+
+class GuestStream(trio.abc.Stream):
+    """A connection as a stream, for what trio lays over one."""
+
+    def __init__(self, connection: GuestConnection) -> None:
+        self.connection = connection
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.connection.send_all(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await self.connection.receives_anything()
+        return await self.connection.receives(len(self.connection.received))
+
+    async def aclose(self) -> None:
+        await self.connection.send_eof()
 
 
 @asynccontextmanager
