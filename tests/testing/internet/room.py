@@ -187,6 +187,7 @@ class GuestConnection:
     async def resets(self) -> None:
         await self.says(RST | ACK)
         self.was_reset = True
+        self.heard.set()
 
     async def opens_window(self, window: int = WINDOW) -> None:
         self.window = window
