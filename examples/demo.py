@@ -29,7 +29,7 @@ from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import netdev_arguments, version_of
 from qemu_usernat.testing import services
-from qemu_usernat.testing.console import Console
+from qemu_usernat.testing.console import VmConsole
 from qemu_usernat.testing.guest_image import GuestImage, build
 from qemu_usernat.testing.virtual_machine import (
     QEMU,
@@ -101,7 +101,7 @@ async def page(online: bool) -> AsyncIterator[tuple[str, str, list[str], bytes]]
         nursery.cancel_scope.cancel()
 
 
-async def must(console: Console, command: str) -> str:
+async def must(console: VmConsole, command: str) -> str:
     """The output of a command that the demo is about."""
     status, output = await console.exec(command)
     if status != 0:

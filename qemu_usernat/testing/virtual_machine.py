@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from qemu_usernat.primitives.errors import UserError
-from qemu_usernat.testing.console import CommandTimeout, Console, ConsoleLost
+from qemu_usernat.testing.console import CommandTimeout, ConsoleLost, VmConsole, WaitTimeout
 from qemu_usernat.testing.guest_image import GuestImage
 
 QEMU = "qemu-system-x86_64"
@@ -36,7 +36,7 @@ BOOT_TIME = 90.0  # seconds; under TCG four are usual, on a busy machine many mo
 class VirtualMachine:
     """A guest that runs: `console` is its shell; `folder` has console.log, kernel.log, qemu.log."""
 
-    console: Console
+    console: VmConsole
     stream: trio.SocketStream
     folder: Path
     process: subprocess.Popen[bytes]
@@ -74,11 +74,11 @@ async def virtual_machine(
     )
     console_log = _console_log(folder)
     try:
-        console = Console(stream, console_log)
+        console = VmConsole(stream, console_log)
         try:
             up = await console.wait_for(rb"guest: up after ([0-9.]+) s", boot_time_limit)
             await console.synchronise()
-        except (CommandTimeout, ConsoleLost) as error:
+        except (WaitTimeout, CommandTimeout, ConsoleLost) as error:
             raise UserError(f"the guest did not come up: {_words(folder) or error}") from error
         yield VirtualMachine(console, stream, folder, process, float(up[1]))
     finally:

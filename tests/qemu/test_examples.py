@@ -16,7 +16,7 @@ import trio
 
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.qemu.command_lines import netdev_arguments, version_of
-from qemu_usernat.testing.console import Console
+from qemu_usernat.testing.console import VmConsole
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.virtual_machine import BOOT_TIME, QEMU
 
@@ -46,7 +46,7 @@ async def test_an_example_boots_a_guest_with_a_lease(script: str, image: GuestIm
         port = str(free.getsockname()[1])
     with running(FOLDER / script, port, image) as (ours, process):
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        console = Console(stream)
+        console = VmConsole(stream)
         await console.wait_for("guest: up", BOOT_TIME)
         await console.synchronise()
         lease = (await console.exec("cat /run/lease")).text
@@ -56,7 +56,7 @@ async def test_an_example_boots_a_guest_with_a_lease(script: str, image: GuestIm
         assert (await console.exec("ping -c 1 -W 5 10.0.2.2")).status == 0
         if script == "two-guests.sh":
             assert (await console.exec("ping -c 1 -W 5 10.0.2.15")).status == 0
-        await console.start("reboot -f")
+        await console.send_line("reboot -f")
         with trio.fail_after(END_TIME):
             assert await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True) == 0
 

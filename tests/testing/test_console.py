@@ -6,22 +6,20 @@ import pty
 import struct
 import subprocess
 import termios
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from itertools import cycle
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing.console import (
     PIECE,
     CommandTimeout,
-    Console,
     ConsoleLost,
+    VmConsole,
+    WaitTimeout,
 )
 
 SHELLS = {
@@ -32,28 +30,12 @@ SHELLS = {
 }
 
 
-class DescriptorStream(trio.abc.Stream):
-    """A terminal's or a pipe's descriptors as a stream; a hang-up is the end of it."""
-
-    def __init__(self, reading: int, writing: int) -> None:
-        self.reader = trio.lowlevel.FdStream(reading)
-        self.writer = trio.lowlevel.FdStream(writing)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.writer.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.writer.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        try:
-            return bytes(await self.reader.receive_some(max_bytes))
-        except trio.BrokenResourceError:
-            return b""
-
-    async def aclose(self) -> None:
-        await self.writer.aclose()
-        await self.reader.aclose()
+LOGIN = """
+echo 'starting login: no prompt'; sleep 0.2
+printf 'guest login: '; read -r name
+stty -echo; printf 'Password: '; read -r word; stty echo
+printf '\\nyour %s\\n# ' "$word"; sleep 1000
+"""
 
 
 @contextmanager
@@ -67,16 +49,18 @@ def running(command: list[str], **files: int) -> Iterator["subprocess.Popen[byte
 
 
 @asynccontextmanager
-async def terminal(command: list[str], columns: int) -> AsyncIterator[Console]:
+async def terminal(
+    command: list[str], columns: int, shell: bool = True
+) -> AsyncIterator[VmConsole]:
     """A console of `command` on a pseudo-terminal of that width, with echo on."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with running(["setsid", "-c", *command], stdin=theirs, stdout=theirs, stderr=theirs):
         os.close(theirs)
-        async with DescriptorStream(ours, os.dup(ours)) as stream:
-            console = Console(stream)
+        async with VmConsole(trio.lowlevel.FdStream(ours)) as console:
             with trio.fail_after(60):
-                await console.synchronise()
+                if shell:
+                    await console.synchronise()
                 yield console
 
 
@@ -92,6 +76,7 @@ def shell(request: pytest.FixtureRequest) -> list[str]:
 
 async def test_output_is_exact_in_any_shell(shell: list[str], columns: int) -> None:
     """Each answer is what the command wrote, to the byte, and its status is the command's."""
+    every_byte = "".join(f"\\{byte:03o}" for byte in range(256))
     async with terminal(shell, columns) as console:
         assert await console.exec("echo hello") == (0, b"hello\n")
         assert await console.exec("printf 'no newline'") == (0, b"no newline")
@@ -99,6 +84,7 @@ async def test_output_is_exact_in_any_shell(shell: list[str], columns: int) -> N
         assert await console.exec("echo to stderr >&2; false") == (1, b"to stderr\n")
         assert await console.exec("cd /; exit 7") == (7, b"")
         assert await console.exec("printf '\\r\\n\\033[2J\\0'") == (0, b"\r\n\x1b[2J\0")
+        assert await console.exec(f"printf '{every_byte}'") == (0, bytes(range(256)))
         assert (await console.exec("if then")).status != 0
         assert (await console.exec("cat")) == (0, b"")
         assert await console.exec("echo 'it''s' \"$((6 * 7))\"\necho two") == (0, b"its 42\ntwo\n")
@@ -113,10 +99,11 @@ async def test_commands_of_any_length(shell: list[str], columns: int) -> None:
 
 
 async def test_megabytes_of_output(columns: int) -> None:
-    """Several megabytes arrive whole."""
+    """Ten megabytes arrive whole."""
     async with terminal(SHELLS["dash"], columns) as console:
-        expected = b"".join(b"%d\n" % number for number in range(1, 600_001))
-        assert await console.exec("seq 1 600000") == (0, expected)
+        expected = b"".join(b"%d\n" % number for number in range(1, 1_450_001))
+        assert len(expected) > 10_000_000
+        assert await console.exec("seq 1 1450000") == (0, expected)
 
 
 async def test_a_command_that_hangs_is_interrupted(shell: list[str]) -> None:
@@ -132,11 +119,46 @@ async def test_a_command_that_ignores_the_interrupt(monkeypatch: pytest.MonkeyPa
     """Ctrl-\\ follows where Ctrl-C is ignored."""
     monkeypatch.setattr("qemu_usernat.testing.console.SYNCHRONISE_TIME", 0.5)
     async with terminal(SHELLS["dash"], 80) as console:
-        await console.start("trap '' INT; echo on; sleep 1000")
-        await console.wait_for("on")
-        with trio.fail_after(30):
-            await console.interrupt()
+        with pytest.raises(CommandTimeout) as caught:
+            await console.exec("trap '' INT; echo on; sleep 1000", timeout=0.5)
+        assert caught.value.output == b"on\n"
         assert await console.exec("echo alive") == (0, b"alive\n")
+
+
+async def test_a_command_that_is_killed(shell: list[str]) -> None:
+    """Its status says so, and what it had written is there."""
+    async with terminal(shell, 80) as console:
+        result = await console.exec("sh -c 'echo before; kill -9 $$'")
+        assert (result.status, result.output[:7]) == (137, b"before\n")
+
+
+async def test_what_stays_in_the_background_holds_nobody_up(shell: list[str]) -> None:
+    """A command that leaves a program behind ends with its own end, and the program goes on."""
+    async with terminal(shell, 80) as console:
+        started = await console.exec("(sleep 0.3; echo late) & echo begun; mktemp")
+        assert started.output.startswith(b"begun\n")
+        assert await console.exec("sleep 0.5; echo next") == (0, b"next\n")
+
+
+async def test_many_commands_at_once(shell: list[str]) -> None:
+    """Commands that need each other run side by side; each has its own status and output."""
+    async with terminal(shell, 80) as console:
+        fifo = (await console.exec("mktemp -u")).text
+        await console.exec(f"mkfifo {fifo}")
+        results = await console.exec_many(
+            f"cat {fifo}; exit 3", f"echo through >{fifo}; echo done", "printf '\\0x'"
+        )
+        assert results == [(3, b"through\n"), (0, b"done\n"), (0, b"\0x")]
+        await console.exec(f"rm {fifo}")
+
+
+async def test_many_commands_that_do_not_end(shell: list[str]) -> None:
+    """All are ended, what they said is told, and nothing of them is left."""
+    async with terminal(shell, 80) as console:
+        with pytest.raises(CommandTimeout, match="sleep 1234") as caught:
+            await console.exec_many("echo one; sleep 1234.5", "sleep 1234.5; true", timeout=0.5)
+        assert b"one\n" in caught.value.output
+        assert (await console.exec("pgrep -f '[s]leep 1234.5'")).output == b""
 
 
 async def test_a_cancelled_command_does_not_spoil_the_next(shell: list[str]) -> None:
@@ -149,28 +171,106 @@ async def test_a_cancelled_command_does_not_spoil_the_next(shell: list[str]) -> 
 
 
 async def test_waiting_matches_output_and_never_the_echo(shell: list[str], columns: int) -> None:
-    """The word waited for stands in the command itself, and only its printing counts."""
+    """The word waited for stands in the line itself, and only its printing counts."""
     async with terminal(shell, columns) as console:
-        await console.exec("stty echo")
-        fifo = (await console.exec("mktemp -u")).text
-        assert (await console.exec(f"mkfifo {fifo}")).status == 0
-        await console.start(f"read -r _ <{fifo}; echo ready; exit 3")
-        with pytest.raises(CommandTimeout):
+        await console.send_line("stty echo; echo on''ce")
+        await console.wait_for("once\r?\n", timeout=10)
+        await console.send_line("read -r _; echo ready; echo not read''y")
+        with pytest.raises(WaitTimeout):
             await console.wait_for("ready", timeout=0.3)
-        with trio.fail_after(10):
-            await trio.to_thread.run_sync(Path(fifo).write_text, "go\n")
+        await console.send_line("go")
         assert (await console.wait_for("rea(dy)"))[1] == b"dy"
-        assert await console.finish() == (3, b"ready\n")
-        await console.exec(f"rm {fifo}")
-
-
-async def test_waiting_in_vain_says_what_came() -> None:
-    """A command that ends without the word is an error at once, not after the time limit."""
-    async with terminal(SHELLS["dash"], 80) as console:
-        await console.start("echo something else")
-        with pytest.raises(ConsoleLost, match="something else"):
-            await console.wait_for("word")
+        assert (await console.wait_for("rea(dy)")).string.strip().startswith(b"not ")
         assert await console.exec("echo alive") == (0, b"alive\n")
+
+
+async def test_commands_lose_nothing_that_waits_to_be_read(shell: list[str]) -> None:
+    """What the guest said before, during and between commands is found afterwards, in order."""
+    async with terminal(shell, 80) as console:
+        await console.send_line("(sleep 0.2; echo 'one: ü'; sleep 0.2; echo two) & echo zero")
+        assert await console.exec("sleep 0.3; echo hidden") == (0, b"hidden\n")
+        assert await console.exec("sleep 0.3; echo hidden") == (0, b"hidden\n")
+        for word in ("zero", "one: ü", "two"):
+            await console.wait_for(word, timeout=5)
+        assert b"hidden" not in console.unread
+
+
+async def test_a_prompt_is_what_the_guest_says_last() -> None:
+    """`expect` waits for the guest to ask, not for a word that looks like a prompt."""
+    async with terminal(["sh", "-c", LOGIN], 80, shell=False) as console:
+        await console.expect("login: ", timeout=10)
+        await console.send_line("root")
+        await console.expect("Password: ", timeout=10)
+        await console.send_line("secret", echoed=False)
+        assert (await console.wait_for("secret")).string.startswith(b"\r\nyour ")
+        assert b"login: " not in (await console.expect(timeout=10)).string
+        with pytest.raises(WaitTimeout, match=r"0\.2 s; unread: b''"):
+            await console.expect(timeout=0.2)
+
+
+async def test_a_silent_terminal_and_the_same_word() -> None:
+    """A reply that is the line itself passes for the echo, and the error says what to do."""
+    async with terminal(["sh", "-c", "stty -echo; echo on; exec cat"], 80, shell=False) as console:
+        await console.wait_for("on")
+        await console.send_line("same")
+        with pytest.raises(WaitTimeout, match=r"taken for the echo.*same"):
+            await console.wait_for("same", timeout=0.2)
+        await console.send_line("same", echoed=False)
+        await console.wait_for("same")
+
+
+async def test_waiting_in_megabytes() -> None:
+    """A word far into a long output is found, and its search takes no time that matters."""
+    async with terminal(SHELLS["dash"], 80) as console:
+        await console.send_line("seq 1 1000000; echo the end")
+        before = trio.current_time()
+        assert len((await console.wait_for("the end")).string) > 6_888_000
+        assert trio.current_time() - before < 20
+        assert await console.exec("echo alive") == (0, b"alive\n")
+
+
+async def test_two_tasks_take_turns() -> None:
+    """Commands of two tasks at the same time are run one after the other."""
+    async with terminal(SHELLS["dash"], 80) as console, trio.open_nursery() as nursery:
+
+        async def say(word: str) -> None:
+            assert await console.exec(f"sleep 0.1; echo {word}") == (0, f"{word}\n".encode())
+
+        for word in ("one", "two", "three"):
+            nursery.start_soon(say, word)
+
+
+async def test_reading_all_the_time() -> None:
+    """A guest that says more than a terminal holds is not held up while nobody asks."""
+    async with terminal(SHELLS["dash"], 80) as console, trio.open_nursery() as nursery:
+        nursery.start_soon(console.keep_reading)
+        await console.send_line("seq 1 200000; echo end")
+        with trio.fail_after(20):
+            while not console.unread.endswith(b"end\n"):  # noqa: ASYNC110 - nobody may ask here
+                await trio.sleep(0.01)
+        assert await console.exec("echo alive") == (0, b"alive\n")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_console_on_a_socket(tmp_path: Path) -> None:
+    """It is connected to as soon as it is there; one that never comes is a clear error."""
+    path = tmp_path / "console"
+    with running(["socat", f"UNIX-LISTEN:{path}", "EXEC:'dash -i',pty,setsid,ctty,stderr"]):
+        async with await VmConsole.connect(path) as console:
+            assert await console.exec("echo hello") == (0, b"hello\n")
+    with pytest.raises(UserError, match=r"no console at .*allowed: a unix socket"):
+        await VmConsole.connect(tmp_path / "none", patience=0.1)
+
+
+async def test_a_console_on_pipes(tmp_path: Path) -> None:
+    """QEMU's two pipes, PATH.in and PATH.out."""
+    path = tmp_path / "console"
+    for suffix in ("in", "out"):
+        os.mkfifo(f"{path}.{suffix}")
+    pipes = f"exec dash -i <>{path}.in >{path}.out 2>&1"
+    with running(["sh", "-c", pipes]):
+        async with await VmConsole.connect(path) as console:
+            assert await console.exec("echo hello") == (0, b"hello\n")
 
 
 async def test_files_of_any_bytes(tmp_path: Path) -> None:
@@ -184,74 +284,8 @@ async def test_files_of_any_bytes(tmp_path: Path) -> None:
 async def test_a_guest_that_goes_away() -> None:
     """The end of the stream is told, with the last words."""
     async with terminal(SHELLS["dash"], 80) as console:
-        await console.start("echo farewell; kill -9 $$")
+        await console.send_line("echo farewell; kill -9 $$")
         with pytest.raises(ConsoleLost, match="gone"):
-            await console.finish()
-
-
-@attrs.define(slots=False)
-class NastyTerminal(trio.abc.Stream):
-    """A model of a terminal before a real shell: it echoes, wraps, adds noise and splits reads."""
-
-    shell: trio.abc.Stream
-    width: int
-    wrap: bytes
-    noise: bytes
-    sizes: Iterator[int]
-    pending: bytearray = attrs.field(factory=bytearray)
-    column: int = 0
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        for byte in bytes(data):
-            if byte == 0x0A:
-                self.pending += b"\r\n" + self.noise
-                self.column = 0
-            else:
-                self.pending.append(byte)
-                self.column += 1
-                if self.column % self.width == 0:
-                    self.pending += self.wrap
-        await self.shell.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.shell.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if not self.pending:
-            self.pending += await self.shell.receive_some(max_bytes)
-        size = next(self.sizes)
-        piece = bytes(self.pending[:size])
-        del self.pending[:size]
-        return piece
-
-    async def aclose(self) -> None:
-        await self.shell.aclose()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(1, 200),
-    wrap=st.sampled_from([b"\r\n", b" \r", b"\x1b[K\r\n", b"\r\r\n"]),
-    noise=st.sampled_from([b"", b"[   12.345678] eth0: link up\r\n", b"\x1e", b"\xff$ "]),
-    sizes=st.lists(st.integers(1, 400), min_size=1),
-    outputs=st.lists(st.binary(max_size=700), min_size=1, max_size=3),
-    status=st.integers(0, 255),
-)
-async def test_a_nasty_terminal_changes_no_answer(
-    width: int, wrap: bytes, noise: bytes, sizes: list[int], outputs: list[bytes], status: int
-) -> None:
-    """Whatever a terminal does to what is typed, the answers are the command's own bytes."""
-    (shell_input, typing), (listening, shell_output) = os.pipe(), os.pipe()
-    # busybox's shell ignores what follows a zero byte in a script, so bytes go by their numbers
-    octal: Callable[[bytes], str] = lambda data: "".join(f"\\{byte:03o}" for byte in data)  # noqa: E731
-    with running(["dash", "-i"], stdin=shell_input, stdout=shell_output, stderr=shell_output):
-        os.close(shell_input)
-        os.close(shell_output)
-        pipes = DescriptorStream(listening, typing)
-        async with NastyTerminal(pipes, width, wrap, noise, cycle(sizes)) as stream:
-            console = Console(stream)
-            with trio.fail_after(30):
-                await console.synchronise()
-                for output in outputs:
-                    command = f"printf '{octal(output)}'; exit {status}"
-                    assert await console.exec(command) == (status, output)
+            await console.wait_for("never said")
+        with pytest.raises(ConsoleLost, match="farewell"):
+            await console.exec("true")
