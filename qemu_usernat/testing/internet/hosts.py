@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.testing.internet.applications import Application, as_called
 from qemu_usernat.testing.internet.faults import Direction, Fault, Reset
+from qemu_usernat.testing.internet.name_server import NameServer
 from qemu_usernat.testing.internet.records import Connection, Peer
 from qemu_usernat.testing.internet.timing import Line
 from qemu_usernat.testing.internet.web import Request, TlsHandler, http_handler, over_tls
@@ -85,6 +86,7 @@ class InternetHost:
     from_guest: Line = field(init=False, repr=False)
     ping_chance: Random = field(init=False, repr=False)
     _issue: Callable[["InternetHost"], SSLContext] = field(kw_only=True, repr=False)
+    _name_server: NameServer = field(kw_only=True, repr=False)
     _seed: str = field(kw_only=True, repr=False)
     _services: dict[tuple[str, int], tuple[int, Service]] = field(
         factory=dict, init=False, repr=False
@@ -138,6 +140,12 @@ class InternetHost:
     def https(self, application: Application, port: int = 443) -> None:
         """`http` inside TLS. The guest needs `Internet.ca_pem` to trust it."""
         self.tls(port, http_handler(as_called(application), self.requests, "https"))
+
+    def name_server(self, port: int = 53) -> None:
+        """Answer questions for names, over UDP and TCP, as the gateway's name server does: for
+        guests that ask one of their own choice, like 8.8.8.8."""
+        self.udp(port, self._name_server.on_datagram)
+        self.tcp(port, self._name_server.serve)
 
     # -- faults
 

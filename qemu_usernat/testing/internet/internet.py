@@ -21,6 +21,7 @@ from qemu_usernat.primitives.addresses import (
     parse_address,
 )
 from qemu_usernat.testing.internet.hosts import InternetHost
+from qemu_usernat.testing.internet.name_server import NameServer
 from qemu_usernat.testing.internet.names import Names, parse_name
 from qemu_usernat.testing.internet.records import DnsQuery, HandlerFailure, Unexpected
 from qemu_usernat.testing.internet.stage import Stage
@@ -73,7 +74,12 @@ class Internet:
         if name is not None and any(_same(name, host.name) for host in self._hosts):
             raise ValueError(f'name {name!r} is taken: internet["{name}"] is that host')
         host = InternetHost(
-            name, addresses, aliases=names[1:], issue=self._issue, seed=f"{self._seed}"
+            name,
+            addresses,
+            aliases=names if name is None else names[1:],
+            issue=self._issue,
+            name_server=NameServer(self._stage.names),
+            seed=f"{self._seed}",
         )
         self._hosts.append(host)
         self._stage.hosts.update(dict.fromkeys(packed, host))

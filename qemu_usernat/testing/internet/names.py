@@ -5,6 +5,7 @@ and that is recorded; a type that a defined name does not have is no surprise to
 """
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import dns.exception
 import dns.flags
@@ -27,8 +28,12 @@ from qemu_usernat.testing.internet.records import DnsQuery, Unexpected
 
 TTL = 60  # seconds
 
+MESSAGE_MAXIMUM = 65535  # octets (RFC 1035, 4.2.2)
+
 ALIASES_MAXIMUM = 16
 """CNAMEs that are followed for one question."""
+
+_TYPES = {4: "A", 6: "AAAA"}
 
 _TEXT_MAXIMUM = 255  # octets of one string in a TXT record (RFC 1035, 3.3.14)
 
@@ -64,14 +69,18 @@ class Names:
         data = [_parse_value(kind, value) for value in values]
         self._records.setdefault(owner, {})[kind] = data
         self._failing.pop(owner, None)
-        if kind is RdataType.A:
+        if kind in (RdataType.A, RdataType.AAAA):
             for value in data:
                 self._names.setdefault(parse_address(value.to_text()), name)
 
     def define_address(self, names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
         """A host: `names` say `addresses`, and these say the first of the names."""
+        by_type: dict[str, list[str]] = {}
+        for address in addresses:
+            by_type.setdefault(_TYPES[ip_address(address).version], []).append(address)
         for name in names:
-            self.define(name, "A", addresses)
+            for record_type, values in by_type.items():
+                self.define(name, record_type, tuple(values))
         for address in addresses:
             reverse = dns.reversename.from_address(address)
             if names:
@@ -97,8 +106,14 @@ class Names:
 
     # -- answering
 
-    def answer(self, message: bytes, transport: str, now: float) -> bytes | None:
-        """The answer to a question, and a note of it; None for none."""
+    def answer(
+        self, message: bytes, transport: str, now: float, maximum: int | None = None
+    ) -> bytes | None:
+        """The answer to a question, and a note of it; None for none.
+
+        At most `maximum` octets, if the question does not allow more: what is longer is cut, and
+        says so.
+        """
         try:
             query = dns.message.from_wire(message, ignore_trailing=True)
             question = query.question[0]
@@ -110,7 +125,10 @@ class Names:
         outcome = "no answer" if silent else dns.rcode.to_text(response.rcode())
         name, kind = _text(question.name), dns.rdatatype.to_text(question.rdtype)
         self.queries.append(DnsQuery(name, kind, transport, outcome, answers, now))
-        return None if silent else response.to_wire(max_size=65535, want_shuffle=False)
+        if silent:
+            return None
+        size = MESSAGE_MAXIMUM if maximum is None else max(maximum, query.payload)
+        return response.to_wire(max_size=size, prefer_truncation=True, want_shuffle=False)
 
     def _fill(self, response: Message, name: Name, kind: RdataType, now: float) -> bool:
         """What is known of `name`; False where the question is not answered."""

@@ -79,11 +79,9 @@ class HostConnection:
             self._end_turn()
 
     def break_off(self, end: End, reason: str = BY_HOST) -> None:
-        """Reset the connection; what was not read is gone."""
+        """Reset the connection, as soon as what was sent before it has gone, or at once."""
         self._note(reason)
         self.broken = True
-        if end is End.ABORT:
-            self.from_guest.clear()
         self.to_guest.end(end)
         self.wake()
 

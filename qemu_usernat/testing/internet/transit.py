@@ -27,7 +27,6 @@ class Transit:
 
     __slots__ = (
         "_chance",
-        "_last",
         "_line",
         "_moving",
         "_on_arrival",
@@ -52,7 +51,6 @@ class Transit:
         self._timeline = timeline
         self._on_arrival = on_arrival
         self._moving: deque[tuple[float, bytes | End]] = deque()
-        self._last = 0.0
         self.arrived: deque[bytes] = deque()
         self.octets = 0
         """Those put and not taken."""
@@ -106,11 +104,10 @@ class Transit:
         self.octets = 0
 
     def _move(self, what: bytes | End, time: float) -> None:
-        # Nothing overtakes what was sent before it, also where the line has changed meanwhile.
-        self._last = max(self._last, time)
-        self._moving.append((self._last, what))
+        # Nothing overtakes what was sent before it, also where it would be there sooner.
+        self._moving.append((time, what))
         if len(self._moving) == 1:
-            self._timeline.at(self._last, self._on_time)
+            self._timeline.at(time, self._on_time)
 
     def _on_time(self) -> None:
         now = trio.current_time()

@@ -97,7 +97,9 @@ class InternetWorld:
         """Answer a ping; False where nobody is."""
         stage = self._stage
         host = stage.hosts.get(request.destination)
-        if host is None or stage.nursery is None:
+        if stage.nursery is None:
+            return False
+        if host is None:
             guest = format_address(request.guest), 0
             stage.on_unexpected("ping", request.destination, None, guest)
             return False

@@ -134,6 +134,24 @@ async def test_a_handler_resets(internet: Internet) -> None:
     assert host.connections[0].ended == "reset by the host"
 
 
+@jumping
+async def test_a_reset_does_not_wait_for_a_guest_that_does_not_read(internet: Internet) -> None:
+    """Octets that the guest has no room for are given up."""
+
+    async def serve(stream: trio.abc.HalfCloseableStream) -> None:
+        assert isinstance(stream, HostStream)
+        await stream.send_all(bytes(1000))
+        await trio.sleep(5)
+        stream.reset()
+
+    internet.host("example.com", ADDRESS).tcp(7, serve)
+    async with guest_with(internet) as guest:
+        connection = await guest.connects(7, window=0)
+        assert await connection.receives_all() == b""
+        assert trio.current_time() == pytest.approx(5)
+        assert connection.was_reset
+
+
 @pytest.mark.parametrize("already_there", [True, False])
 @jumping
 async def test_closing_with_something_unread_is_a_reset(
@@ -166,10 +184,11 @@ async def test_a_closed_window_holds_the_handler(internet: Internet) -> None:
             sent += 1000
 
     internet.host("example.com", ADDRESS).tcp(7, serve)
-    async with guest_with(internet) as guest:
+    async with internet.running(), server_of(internet) as server, guest_of(server) as guest:
         connection = await guest.connects(7, window=0)
         await trio.sleep(5)
         assert 0 < sent <= 65536
+        assert server.counters["tcp.window_probe"] > 1, "an opening that is lost is asked for"
         await connection.opens_window()
         assert len(await connection.receives_all()) == 1_000_000
 
@@ -393,6 +412,22 @@ async def test_a_download_is_cut_after_exactly_so_many_octets(
         assert len(await connection.receives_all()) == octets
         assert connection.was_reset
     assert (host.connections[0].sent, host.connections[0].ended) == (octets, "reset by the host")
+
+
+@jumping
+async def test_a_connection_is_cut_as_soon_as_it_is_there(internet: Internet) -> None:
+    """After no octet at all, so that neither end has to say anything."""
+
+    async def listen(stream: trio.abc.HalfCloseableStream) -> None:
+        await stream.receive_some()
+
+    host = internet.host("example.com", ADDRESS)
+    host.tcp(80, listen)
+    host.resets_after(0, 80)
+    async with guest_with(internet) as guest:
+        connection = await guest.connects(80)
+        await connection.until(lambda: connection.was_reset)
+        assert connection.established
 
 
 @jumping

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from qemu_usernat.testing.internet import Internet
+from qemu_usernat.testing.internet.names import Names
 from tests.scripted_guest import NAMESERVER
 from tests.testing.internet.room import ADDRESS, Guest, guest_with, jumping
 
@@ -176,6 +177,58 @@ async def test_an_answer_too_long_for_a_datagram_comes_over_tcp(internet: Intern
         await connection.send_eof()
         await connection.receives_all()
     assert [query.transport for query in internet.dns_queries] == ["udp", "tcp"]
+
+
+@jumping
+async def test_a_name_server_of_the_guest_s_own_choice(internet: Internet) -> None:
+    """8.8.8.8 knows what the gateway knows, over UDP and TCP; what is too long for a datagram it
+    cuts, and says so."""
+    internet.host("dns.google", "8.8.8.8").name_server()
+    internet.host("example.com", ADDRESS)
+    internet.dns("example.com", "TXT", *(f"{number}" * 100 for number in range(10, 14)))
+    internet.dns_is_silent("silent.example")
+    async with guest_with(internet) as guest:
+        for maximum, flags in ((0, dns.flags.TC), (1232, 0)):
+            for name, record_type in (("silent.example", "A"), ("example.com", "TXT")):
+                query = dns.message.make_query(name, record_type, payload=maximum or None)
+                await guest.sends(guest.says.datagram(5353, "8.8.8.8", 53, query.to_wire()))
+            payload = (await guest.hears()).udp.payload
+            answer = dns.message.from_wire(payload)
+            assert (answer.id, answer.flags & dns.flags.TC) == (query.id, flags)
+            assert len(payload) <= max(maximum, 512)
+        connection = await guest.connects(53, "8.8.8.8")
+        queries = [
+            dns.message.make_query(name, record_type).to_wire()
+            for name, record_type in (
+                ("silent.example", "A"),
+                ("example.com", "A"),
+                ("example.com", "TXT"),
+            )
+        ]
+        octets = b"".join(len(query).to_bytes(2, "big") + query for query in queries)
+        await connection.send_all(octets[:40])
+        await connection.send_all(octets[40:])
+        for number in (1, 4):
+            length = int.from_bytes(await connection.receives(2), "big")
+            assert len(data(dns.message.from_wire(await connection.receives(length)))) == number
+        await connection.send_eof()
+        assert await connection.receives_all() == b""
+    internet.assert_nothing_unexpected()
+
+
+def test_names_of_addresses_of_either_family() -> None:
+    """A and AAAA, and both have their reverse names; hosts with IPv6 come with a later issue."""
+    names = Names([])
+    names.define_address(("example.com",), ("203.0.113.10", "2001:db8::1"))
+    for name, record_type, value in (
+        ("example.com", "A", "203.0.113.10"),
+        ("example.com", "AAAA", "2001:db8::1"),
+        (f"1.{'0.' * 23}8.b.d.0.1.0.0.2.ip6.arpa", "PTR", "example.com."),
+    ):
+        answer = names.answer(dns.message.make_query(name, record_type).to_wire(), "udp", 0.0)
+        assert answer is not None
+        assert data(dns.message.from_wire(answer)) == [value]
+    assert names.name_of(bytes.fromhex("20010db8000000000000000000000001")) == "example.com"
 
 
 @jumping

@@ -190,6 +190,20 @@ async def test_a_slow_line_loses_the_datagrams_that_find_no_room(internet: Inter
     assert host.connections[0].received == 11_000
 
 
+@jumping
+async def test_a_line_holds_so_many_datagrams(internet: Internet) -> None:
+    """However long it is: a flood does not fill the test's memory, and the line recovers."""
+    host = internet.host("example.com", ADDRESS)
+    host.latency = 10.0
+    host.udp(7, lambda payload, source: None)
+    async with guest_with(internet) as guest:
+        for _ in range(2):
+            for _ in range(1200):
+                await guest.sends(guest.says.datagram(1234, ADDRESS, 7, b"!"))
+            await trio.sleep(20)
+    assert host.connections[0].received == 2 * 1024
+
+
 # -- loss
 
 
