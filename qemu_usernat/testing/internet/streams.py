@@ -242,8 +242,9 @@ class HostStream(trio.abc.HalfCloseableStream):
             while rest:
                 self._check_sending()
                 free = await self._room()
-                self._connection.to_guest.put(bytes(rest[:free]))
-                rest = rest[free:]
+                if free:  # not where a fault admits nothing
+                    self._connection.to_guest.put(bytes(rest[:free]))
+                    rest = rest[free:]
                 if self._connection.budget("to guest") == 0:
                     self._connection.break_off(End.RESET)
 

@@ -296,6 +296,20 @@ async def test_a_failure_that_was_expected_is_taken_out(internet: Internet) -> N
 
 
 @jumping
+async def test_a_broken_stream_of_the_handler_s_own_is_a_failure(internet: Internet) -> None:
+    """Only the guest's reset is forgiven, and not whatever is called the same."""
+
+    async def fail(stream: trio.abc.HalfCloseableStream) -> None:
+        raise trio.BrokenResourceError("a backend of my own")
+
+    internet.host("example.com", ADDRESS).tcp(7, fail)
+    async with guest_with(internet) as guest:
+        connection = await guest.connects(7)
+        await connection.until(lambda: connection.was_reset)
+        assert "a backend of my own" in str(internet.errors.pop())
+
+
+@jumping
 async def test_a_failure_beside_the_guest_s_reset_is_a_failure(internet: Internet) -> None:
     """Only the broken stream is forgiven, also within a group of errors."""
 

@@ -6,7 +6,7 @@ import trio
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.wire.icmp import ECHO_REPLY
 from tests.scripted_guest import GATEWAY, GUEST
-from tests.testing.internet.room import ADDRESS, guest_with, jumping
+from tests.testing.internet.room import ADDRESS, guest_of, guest_with, jumping, server_of
 
 PORT_UNREACHABLE, HOST_UNREACHABLE = (3, 3), (3, 1)
 
@@ -126,6 +126,55 @@ async def test_a_handler_of_datagrams_that_fails_fails_the_test(internet: Intern
             "allowed: bytes or None",
         ]
         internet.errors.clear()
+
+
+@jumping
+async def test_so_many_datagrams_are_answered_at_once(internet: Internet) -> None:
+    """A flood does not fill the test's memory with handlers, and ends when it is over."""
+    called = 0
+
+    async def slowly(payload: bytes, source: tuple[str, int]) -> None:
+        nonlocal called
+        called += 1
+        await trio.sleep(10)
+
+    internet.host("example.com", ADDRESS).udp(7, slowly)
+    async with guest_with(internet) as guest:
+        for _ in range(2):
+            for _ in range(24):
+                frame = guest.says.datagram(1234, ADDRESS, 7, b"!")
+                await guest.sends(*[frame] * 50)
+                await trio.sleep(0.001)
+            await trio.sleep(20)
+    assert called == 2 * 1024
+
+
+@jumping
+async def test_an_answer_to_a_network_that_has_ended_is_lost(internet: Internet) -> None:
+    """It is under way when the server stops: nobody has got it, and nothing breaks."""
+    host = internet.host("example.com", ADDRESS)
+    host.latency = 1.0
+    host.udp(7, lambda payload, source: payload)
+    async with internet.running():
+        async with server_of(internet) as server, guest_of(server) as guest:
+            await guest.sends(guest.says.datagram(1234, ADDRESS, 7, b"hello"))
+            await guest.sends(guest.says.ping(ADDRESS))
+            await trio.sleep(1.5)
+        await trio.sleep(1)
+    assert (host.connections[0].received, host.connections[0].sent) == (5, 0)
+
+
+@jumping
+async def test_an_internet_that_does_not_run_is_not_there(internet: Internet) -> None:
+    """Nothing is answered, and nothing is noted."""
+    internet.host("example.com", ADDRESS).udp(7, lambda payload, source: payload)
+    async with server_of(internet) as server, guest_of(server) as guest:
+        await guest.sends(guest.says.datagram(1234, ADDRESS, 7, b"hello"))
+        await guest.sends(guest.says.datagram(1234, ADDRESS, 8, b"hello"))
+        await guest.sends(guest.says.ping(ADDRESS))
+        assert (await guest.hears()).icmp.payload[9] == 1, "only the ping is refused"
+    assert internet["example.com"].connections == []
+    internet.assert_nothing_unexpected()
 
 
 # -- pings

@@ -40,6 +40,7 @@ async def test_a_host_s_name_says_its_addresses_and_they_say_it(internet: Intern
             assert data(await ask(guest, name)) == [ADDRESS, "203.0.113.11"]
         for name in ("10.113.0.203.in-addr.arpa", "11.113.0.203.in-addr.arpa"):
             assert data(await ask(guest, name, "PTR")) == ["example.com."]
+        assert (await ask(guest, "example.com")).flags & dns.flags.RA
         answer = await ask(guest, "example.com", "AAAA")
         assert (answer.rcode(), data(answer)) == (dns.rcode.NOERROR, [])
     internet.assert_nothing_unexpected()
@@ -86,6 +87,7 @@ async def test_an_alias_is_followed(internet: Internet) -> None:
             ADDRESS,
         ]
         assert data(await ask(guest, "loop.example.com")) == ["loop.example.com."]
+        assert data(await ask(guest, "cdn.example.com", "CNAME")) == ["edge.example.net."]
         assert internet.unexpected == []
         answer = await ask(guest, "cdn.example.com")
         assert (answer.rcode(), data(answer)) == (dns.rcode.NXDOMAIN, ["edge.example.net."])

@@ -74,11 +74,14 @@ async def test_ends_and_refusals_have_latency(internet: Internet) -> None:
         started = trio.current_time()
         assert (await guest.connects(8)).was_reset
         assert trio.current_time() - started == pytest.approx(0.1)
+        await guest.sends(guest.says.datagram(1234, ADDRESS, 8, b"hello"))
+        assert (await guest.hears()).icmp.type == 3
+        assert trio.current_time() - started == pytest.approx(0.2)
         connection = await guest.connects(7)
         await connection.send_eof()
         await connection.until(lambda: connection.ended)
-        assert ended == [pytest.approx(started + 0.25)]
-        assert trio.current_time() - started == pytest.approx(0.3)
+        assert ended == [pytest.approx(started + 0.35)]
+        assert trio.current_time() - started == pytest.approx(0.4)
 
 
 @jumping
