@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from qemu_usernat.testing.internet import HostStream, Internet
+from qemu_usernat.testing.internet.timing import BUFFER
 from tests.testing.internet.room import (
     ADDRESS,
     Guest,
@@ -126,7 +127,8 @@ async def play(talk: Talk) -> None:
         if talk.host_end == "eof":
             assert record.ended == "reset by the guest"
             assert broken
-            assert heard == guest_said
+            # What the line had no room for when the reset came is gone with it.
+            assert len(heard) >= min(len(guest_said), BUFFER)
     elif talk.host_end == "eof":
         assert (bytes(connection.received), bytes(heard)) == (host_said, guest_said)
         assert (record.sent, record.received) == (len(host_said), len(guest_said))

@@ -372,6 +372,18 @@ async def test_an_address_that_is_not_defined_refuses_and_is_noted(internet: Int
 
 
 @jumping
+async def test_a_list_of_what_was_unexpected_is_not_endless(internet: Internet) -> None:
+    """A port scan does not bury the message that it is told in."""
+    async with guest_with(internet) as guest:
+        for port in range(1, 61):
+            await guest.connects(port, "198.51.100.7")
+    with pytest.raises(AssertionError) as caught:
+        internet.assert_nothing_unexpected()
+    assert len(str(caught.value).splitlines()) == 1 + 2 * 50 + 1
+    assert str(caught.value).endswith("\n  and 10 more")
+
+
+@jumping
 async def test_a_host_that_refuses_is_as_expected(internet: Internet) -> None:
     """One port, or all of them; no byte reaches the server and nothing is unexpected."""
     host = internet.host("example.com", ADDRESS)
@@ -486,6 +498,16 @@ async def test_the_internet_outlives_a_server(internet: Internet) -> None:
                 await guest.connects(7)
             await broken.wait()
     assert [record.ended for record in host.connections] == ["the network ended"] * 2
+
+
+@jumping
+async def test_an_internet_runs_once_at_a_time(internet: Internet) -> None:
+    """A second time inside the first is a mistake; one after the other is none."""
+    for _ in range(2):
+        async with internet.running():
+            with pytest.raises(RuntimeError, match="this internet is running already"):
+                async with internet.running():
+                    pass
 
 
 @jumping

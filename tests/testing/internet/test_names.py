@@ -69,6 +69,10 @@ async def test_any_type_of_record(internet: Internet) -> None:
             "1 2 5060 sip.example.com."
         ]
         assert data(await ask(guest, "example.com", "AAAA")) == ["2001:db8::1"]
+        everything = (await ask(guest, "example.com", "ANY")).answer
+        assert sorted(dns.rdatatype.to_text(rrset.rdtype) for rrset in everything) == [
+            "A", "AAAA", "MX", "TXT",
+        ]  # fmt: skip
     internet.assert_nothing_unexpected()
 
 

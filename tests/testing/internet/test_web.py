@@ -10,7 +10,7 @@ from wsgiref.validate import validator
 import pytest
 import trio
 
-from qemu_usernat.testing.internet import Internet, InternetHost, Request, Response
+from qemu_usernat.testing.internet import Internet, InternetHost, Request, Response, web
 from tests.scripted_guest import GUEST
 from tests.testing.internet.room import (
     ADDRESS,
@@ -304,6 +304,21 @@ async def test_a_guest_that_speaks_no_http_is_told(
 
 
 @jumping
+async def test_a_body_has_a_bound(
+    internet: Internet, example: InternetHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that uploads without end is told 413, and does not fill the test's memory."""
+    monkeypatch.setattr(web, "BODY_MAXIMUM", 100_000)
+    example.http("hello")
+    async with guest_with(internet) as guest:
+        connection = await guest.connects(80)
+        await connection.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n")
+        await connection.send_all(bytes(110_000))
+        assert (await connection.receives_until(b"octets")).startswith(b"HTTP/1.1 413 ")
+    assert example.requests == []
+
+
+@jumping
 async def test_an_application_that_fails_fails_the_test(
     internet: Internet, example: InternetHost
 ) -> None:
@@ -383,12 +398,14 @@ async def test_https_with_a_certificate_that_the_guest_can_trust(
     """Who trusts the internet's authority trusts each host by its names and addresses."""
     example.https(lambda request: f"{request.scheme} {request.host}")
     async with guest_with(internet) as guest:
-        tls = await over_tls(guest, trusting(internet), name)
+        context = trusting(internet)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        tls = await over_tls(guest, context, name)
         await tls.send_all(GET)
         assert Received(b"".join([bytes(piece) async for piece in tls])).body == (
             b"https example.com"
         )
-        assert tls.selected_alpn_protocol() is None
+        assert tls.selected_alpn_protocol() == "http/1.1"
         await tls.aclose()
         await trio.sleep(1)
     assert [record.ended for record in example.connections] == ["closed"]
