@@ -30,7 +30,7 @@ from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import netdev_arguments, version_of
 from qemu_usernat.testing import services
 from qemu_usernat.testing.console import VmConsole
-from qemu_usernat.testing.guest_image import GuestImage, build
+from qemu_usernat.testing.guest_image import GuestImage, default_cache
 from qemu_usernat.testing.virtual_machine import (
     QEMU,
     VirtualMachine,
@@ -38,7 +38,7 @@ from qemu_usernat.testing.virtual_machine import (
     virtual_machine,
 )
 
-CACHE = Path(__file__).parents[1] / ".cache"
+CACHE = default_cache()
 PUBLIC_NAME = "example.com"
 OWN_NAME = "demo.example"
 ONLINE_TIME = 4.0  # seconds to decide whether there is an internet connection
@@ -154,8 +154,8 @@ async def attach(machine: VirtualMachine) -> None:
 async def main(batch: bool, offline: bool) -> None:
     steps = Steps()
     (CACHE / "demo").mkdir(parents=True, exist_ok=True)
-    image = build(CACHE / "guest")
-    steps.say(f"guest image: Debian's kernel and tools, in {CACHE / 'guest'}")
+    image = GuestImage.build()
+    steps.say(f"guest image: Debian's kernel and tools, in {CACHE}")
     accelerator = await find_accelerator(image, CACHE)
     steps.say(f"QEMU runs it with {accelerator[1]}")
     online = not offline and await trio.to_thread.run_sync(has_internet, image)

@@ -4,7 +4,12 @@
 set -eu
 cd "$(dirname "$0")/../.."
 PATH=$PWD/.venv/bin:$PATH
-: "${KERNEL:=.cache/guest/vmlinux}" "${INITRD:=.cache/guest/initrd}" "${QEMU:=qemu-system-x86_64}"
+: "${QEMU:=qemu-system-x86_64}"
+if [ -z "${KERNEL-}" ]; then
+    read -r KERNEL INITRD <<END
+$(python -m qemu_usernat.testing.guest_image)
+END
+fi
 
 room=$(mktemp -d)
 socket=$room/net.sock

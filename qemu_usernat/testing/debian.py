@@ -6,6 +6,7 @@ changes nothing on the host but its own folder. Sources and keys are the host's,
 """
 
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qemu_usernat.primitives.errors import UserError
@@ -13,13 +14,13 @@ from qemu_usernat.primitives.errors import UserError
 DOWNLOAD_TIME_LIMIT = 600.0  # seconds; some 75 MB, from a slow mirror too
 
 
-def fetch(packages: list[str], folder: Path) -> Path:
-    """Unpack `packages` and all they depend on below `folder`; returns the root they make.
+def download(packages: Sequence[str], folder: Path) -> list[Path]:
+    """The archives of `packages` and of all they depend on, in a folder below `folder`.
 
     Raises UserError when apt cannot fetch them: its own words are in the message.
     """
-    archives, root = folder / "archives", folder / "root"
-    for needed in (folder / "lists" / "partial", archives / "partial", root):
+    archives = folder / "archives"
+    for needed in (folder / "lists" / "partial", archives / "partial"):
         needed.mkdir(parents=True, exist_ok=True)
     status = folder / "status"
     status.touch()
@@ -34,10 +35,15 @@ def fetch(packages: list[str], folder: Path) -> Path:
     ]
     apt = ["apt-get", "-q", "-y", *(word for option in options for word in ("-o", option))]
     _run([*apt, "update"])
-    _run([*apt, "--no-install-recommends", "--download-only", "install", *packages])
-    for package in sorted(archives.glob("*.deb")):
-        _run(["dpkg-deb", "-x", str(package), str(root)])
-    return root
+    _run([*apt, "--no-install-recommends", "--download-only", "install", "--", *packages])
+    return sorted(archives.glob("*.deb"))
+
+
+def unpack(archives: Iterable[Path], root: Path) -> None:
+    """Put the files of packages below `root`; their scripts are not run."""
+    root.mkdir(parents=True, exist_ok=True)
+    for archive in archives:
+        _run(["dpkg-deb", "-x", str(archive), str(root)])
 
 
 def _run(command: list[str]) -> None:

@@ -1,24 +1,36 @@
 """A small Linux guest from Debian's own packages: a kernel and an initramfs, nothing else.
 
 Owns the recipe: which kernel, which drivers, which programs, and how they become an initramfs
-that has a shell on ttyS0 and a lease on eth0 some seconds after QEMU starts. Built once for each
-recipe and kept in a folder; the same packages give the same bytes.
+that has a shell on ttyS0 and a lease on eth0 some seconds after QEMU starts.
 
-``python -m qemu_usernat.testing.guest_image FOLDER`` builds it for scripts.
+Three things are kept in the cache, each under a name made from all that it is made of:
+
+- ``packages/``: Debian's archives, as they were fetched. From then on no network is needed, and
+  the same names give the same bytes. Remove a folder to have newer versions.
+- ``base/``: the kernel, and the initramfs of a set of packages and modules.
+- ``images/``: a base with somebody's files: the kernel reads one archive after the other, so these
+  are appended. A certificate made for one run makes such an image; they go after a day.
+
+``python -m qemu_usernat.testing.guest_image`` builds it and prints where kernel and initramfs are.
 """
 
+import fcntl
 import hashlib
 import lzma
+import os
 import re
+import shutil
 import struct
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
+from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing import debian
 from qemu_usernat.testing.initramfs import Initramfs
 
@@ -51,6 +63,8 @@ ACCOUNTS = {
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "etc/resolv.conf": "",
 }
+FOR_PEOPLE = tuple(f"usr/share/{name}/" for name in ("doc", "info", "lintian", "locale", "man"))
+IMAGE_AGE = 86_400.0  # seconds that an image with somebody's files is kept after its last use
 
 
 @attrs.frozen
@@ -61,45 +75,182 @@ class GuestImage:
     initrd: Path
     ca_bundle: Path
 
+    @classmethod
+    def build(
+        cls,
+        *,
+        packages: Sequence[str] = (),
+        files: Mapping[str, bytes | Path] | None = None,
+        ca: bytes | None = None,
+        modules: Sequence[str] = (),
+        cache: Path | None = None,
+    ) -> "GuestImage":
+        """The guest with these additions, from the cache, or built into it.
 
-def build(folder: Path) -> GuestImage:
-    """The guest of this recipe, from `folder` or built into it (some 120 MB are fetched then).
+        - `packages`: Debian packages; all their files, and those of the packages they depend on,
+          but documentation. Their installation scripts are not run.
+        - `files`: by their path in the guest: contents, or a file of the host to take them from.
+          A host's file that is executable stays so, and so are contents that begin with ``#!`` or
+          are an ELF program.
+        - `ca`: certificates in PEM that the guest trusts besides Debian's.
+        - `modules`: kernel modules to load at boot, with those they depend on.
+        - `cache`: the folder to keep all of it in; else $QEMU_USERNAT_CACHE, else
+          ~/.cache/qemu-usernat. Several builds at once wait for each other.
 
-    Raises UserError when the packages cannot be fetched.
-    """
-    image = GuestImage(folder / "vmlinux", folder / "initrd", folder / "ca-certificates.crt")
-    recipe, recipe_file = _recipe(), folder / "recipe"
-    if recipe_file.exists() and recipe_file.read_text() == recipe:
-        return image
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as workshop:
-        root = debian.fetch([KERNEL, *PACKAGES], Path(workshop))
-        certificates = _certificates(root)
-        for path, content in (
-            (image.kernel, _unpacked(next((root / "boot").glob("vmlinuz-*")).read_bytes())),
-            (image.initrd, _initramfs(root, certificates).archive()),
-            (image.ca_bundle, certificates),
-            (recipe_file, recipe.encode()),  # last: it says that the others are whole
-        ):
-            _replace(path, content)
+        It blocks, and for long where it has to fetch packages (some 120 MB). UserError when these
+        cannot be fetched, or when an argument is wrong.
+        """
+        added = _checked(files or {}, ca)
+        folder = default_cache() if cache is None else cache
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            base = _base(folder, sorted(set(packages)), sorted(set(modules)))
+            return _with_files(folder, base, added, ca) if added or ca else base
+
+
+def default_cache() -> Path:
+    """$QEMU_USERNAT_CACHE, else `qemu-usernat` in the user's cache folder."""
+    if named := os.environ.get("QEMU_USERNAT_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qemu-usernat"
+
+
+def _checked(files: Mapping[str, bytes | Path], ca: bytes | None) -> dict[str, tuple[bytes, int]]:
+    """Contents and permissions by path."""
+    if ca is not None and b"-----BEGIN CERTIFICATE-----" not in ca:
+        raise UserError("ca: no certificate in it; allowed: certificates in PEM, as bytes")
+    added = {}
+    for path, source in files.items():
+        if not path.startswith("/") or path.endswith("/"):
+            raise UserError(f"files: {path!r}; allowed: the absolute path of a file in the guest")
+        if isinstance(source, Path):
+            try:
+                content, executable = source.read_bytes(), os.access(source, os.X_OK)
+            except OSError as error:
+                raise UserError(f"files[{path!r}]: {source}: {error.strerror}") from error
+        else:
+            content, executable = source, source.startswith((b"#!", b"\x7fELF"))
+        added[path] = content, 0o755 if executable else 0o644
+    return added
+
+
+def _base(cache: Path, packages: list[str], modules: list[str]) -> GuestImage:
+    kept = cache / "base" / _name(_recipe(), *packages, "", *modules)
+    image = _image(kept)
+    if not kept.exists():
+        ours = _archives(cache, [KERNEL, *PACKAGES])
+        theirs = _archives(cache, packages) if packages else []
+        with _workshop(kept) as workshop:
+            root, added = workshop / "ours", workshop / "theirs"
+            debian.unpack(ours, root)
+            debian.unpack(theirs, added)
+            certificates = _certificates(root)
+            guest = _initramfs(root, certificates)
+            _add_drivers(guest, root, [*DRIVERS, *modules])
+            _add_packages(guest, added)
+            kernel = _unpacked(next((root / "boot").glob("vmlinuz-*")).read_bytes())
+            _keep(
+                workshop,
+                kept,
+                {
+                    image.kernel: kernel,
+                    image.initrd: guest.archive(),
+                    image.ca_bundle: certificates,
+                },
+            )
     return image
 
 
+def _with_files(
+    cache: Path, base: GuestImage, added: dict[str, tuple[bytes, int]], ca: bytes | None
+) -> GuestImage:
+    parts = [
+        word
+        for path, (content, mode) in sorted(added.items())
+        for word in (path, str(mode), content)
+    ]
+    kept = cache / "images" / _name(base.initrd.parent.name, *parts, "ca", ca or b"")
+    image = attrs.evolve(_image(kept), kernel=base.kernel)
+    if kept.exists():
+        os.utime(kept)
+        return image
+    _forget_old(kept.parent)
+    certificates = base.ca_bundle.read_bytes() + (ca or b"")
+    guest = Initramfs()
+    if ca is not None:
+        guest.file(CA_BUNDLE, certificates)
+    for path, (content, mode) in added.items():
+        guest.file(path, content, mode)
+    with _workshop(kept) as workshop:
+        _keep(
+            workshop,
+            kept,
+            {
+                image.initrd: base.initrd.read_bytes() + guest.archive(),
+                image.ca_bundle: certificates,
+            },
+        )
+    return image
+
+
+def _archives(cache: Path, packages: list[str]) -> list[Path]:
+    kept = cache / "packages" / _name(*packages)
+    if not kept.exists():
+        with _workshop(kept) as workshop:
+            archives = debian.download(packages, workshop)
+            (workshop / "kept").mkdir()
+            for archive in archives:
+                archive.rename(workshop / "kept" / archive.name)
+            (workshop / "kept").rename(kept)
+    return sorted(kept.glob("*.deb"))
+
+
+def _image(folder: Path) -> GuestImage:
+    return GuestImage(folder / "vmlinux", folder / "initrd", folder / "ca-certificates.crt")
+
+
+def _name(*parts: str | bytes) -> str:
+    """A name for all of these, in this order."""
+    whole = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        whole.update(b"%d:" % len(content) + content)
+    return whole.hexdigest()[:32]
+
+
 def _recipe() -> str:
-    """A name for all that the image is made from, except the packages' versions."""
+    """A name for all that the image is made by."""
     here = Path(__file__).parent
-    ingredients = hashlib.sha256()
-    for name in ("guest_image.py", "initramfs.py", "guest_init.sh", "guest_dhcp.sh"):
-        ingredients.update((here / name).read_bytes())
-    return ingredients.hexdigest()
+    return _name(
+        *(
+            (here / name).read_bytes()
+            for name in ("guest_image.py", "initramfs.py", "guest_init.sh", "guest_dhcp.sh")
+        )
+    )
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Never leave half a file under the name, even when two builds run at once."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as half:
-        half.write(content)
-    Path(half.name).chmod(0o644)
-    Path(half.name).replace(path)
+@contextmanager
+def _workshop(kept: Path) -> Iterator[Path]:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix="build-") as workshop:
+        yield Path(workshop)
+
+
+def _keep(workshop: Path, kept: Path, files: Mapping[Path, bytes]) -> None:
+    """Under its name a folder is whole, or it is not there."""
+    whole = workshop / "whole"
+    whole.mkdir()
+    for path, content in files.items():
+        (whole / path.name).write_bytes(content)
+    whole.rename(kept)
+
+
+def _forget_old(images: Path) -> None:
+    if images.exists():
+        for image in images.iterdir():
+            if image.stat().st_mtime < time.time() - IMAGE_AGE:
+                shutil.rmtree(image, ignore_errors=True)
 
 
 def _unpacked(kernel: bytes) -> bytes:
@@ -132,7 +283,6 @@ def _initramfs(root: Path, certificates: bytes) -> Initramfs:
     for terminal in TERMINALS:
         guest.file(f"lib/terminfo/{terminal}", (root / "lib/terminfo" / terminal).read_bytes())
     _add_programs(guest, root)
-    _add_drivers(guest, root)
     return guest
 
 
@@ -155,18 +305,20 @@ def _add_programs(guest: Initramfs, root: Path) -> None:
     guest.file("lib64/ld-linux-x86-64.so.2", (root / LOADER).read_bytes(), 0o755)
 
 
-def _add_drivers(guest: Initramfs, root: Path) -> None:
+def _add_drivers(guest: Initramfs, root: Path, drivers: Iterable[str]) -> None:
     """The drivers, and /etc/modules to load them by: each after those it depends on."""
     modules = {_module_name(path.stem): path for path in (root / "lib/modules").rglob("*.ko")}
     order: list[str] = []
 
     def load(names: Iterable[str]) -> None:
-        for name in names:
+        for name in map(_module_name, names):
+            if name not in modules:
+                raise UserError(f"modules: {name!r}; allowed: the modules of Debian's {KERNEL}")
             if name not in order:
                 load(_dependencies(modules[name].read_bytes()))
                 order.append(name)
 
-    load(DRIVERS)
+    load(drivers)
     for name in order:
         guest.file(f"lib/modules/{name}.ko", modules[name].read_bytes())
     guest.file("etc/modules", "".join(f"/lib/modules/{name}.ko\n" for name in order).encode())
@@ -188,6 +340,20 @@ def _certificates(root: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*.crt")))
 
 
+def _add_packages(guest: Initramfs, root: Path) -> None:
+    """All files of unpacked packages but those that only people read."""
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if name.startswith(FOR_PEOPLE):
+            continue
+        if path.is_symlink():
+            guest.link(name, str(path.readlink()))
+        elif path.is_dir():
+            guest.directory(name)
+        elif path.is_file():
+            guest.file(name, path.read_bytes(), path.stat().st_mode & 0o7777)
+
+
 if __name__ == "__main__":
-    made = build(Path(sys.argv[1]))
+    made = GuestImage.build()
     print(made.kernel, made.initrd)

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The first process of the test guest: devices, drivers, a lease, and a shell on ttyS0.
-export PATH=/usr/bin:/bin:/sbin HOME=/root TERM=linux
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
 /bin/busybox mount -t devtmpfs none /dev
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 /bin/busybox --install -s /bin

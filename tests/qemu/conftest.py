@@ -11,14 +11,14 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from qemu_usernat.testing.guest_image import GuestImage, build
-from tests.qemu.room import CACHE, Guest, living_guest
+from qemu_usernat.testing.guest_image import GuestImage
+from tests.qemu.room import Guest, living_guest
 
 
 @pytest.fixture(scope="session")
 def image() -> GuestImage:
     """The guest's kernel and initramfs, built if they are not there yet."""
-    return build(CACHE / "guest")
+    return GuestImage.build()
 
 
 @pytest.fixture(scope="session")

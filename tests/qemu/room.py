@@ -16,7 +16,7 @@ from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.qemu.command_lines import netdev_arguments, version_of
 from qemu_usernat.testing import services
 from qemu_usernat.testing.console import CommandResult
-from qemu_usernat.testing.guest_image import GuestImage
+from qemu_usernat.testing.guest_image import GuestImage, default_cache
 from qemu_usernat.testing.virtual_machine import (
     QEMU,
     VirtualMachine,
@@ -24,7 +24,6 @@ from qemu_usernat.testing.virtual_machine import (
     virtual_machine,
 )
 
-CACHE = Path(__file__).parents[2] / ".cache"
 START_TIME = 10.0  # seconds for the server to listen; one is usual
 LONG_TEXT = "x" * 200  # a TXT record of many such strings needs TCP
 
@@ -110,7 +109,7 @@ async def living_guest(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
             listen = folder / "net.sock"
             network = netdev_arguments(version_of(QEMU), UnixEndpoint(str(listen)))
             network[-1] += ",romfile="
-            accelerator = await find_accelerator(image, CACHE)
+            accelerator = await find_accelerator(image, default_cache())
             with serving(listen, "--host-loopback", f"--dns=127.0.0.1:{ports.dns}"):
                 async with virtual_machine(
                     image, folder, network=network, accelerator=accelerator
