@@ -79,7 +79,9 @@ def over_tls(
             if not isinstance(error.__cause__, ssl.SSLError):
                 raise
             assert isinstance(stream, HostStream)
-            stream.reset(f"TLS failed: {error.__cause__.reason or error.__cause__}")
+            # A guest that says why it gives up resets behind it, perhaps before we have read that.
+            stream.record.ended = f"TLS failed: {error.__cause__.reason or error.__cause__}"
+            stream.reset()
 
     return serve
 

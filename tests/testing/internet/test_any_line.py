@@ -108,6 +108,7 @@ async def play(talk: Talk) -> None:
             async def speak() -> None:
                 for piece in guest_pieces:
                     await connection.send_all(piece)
+                await trio.sleep(0.001)  # a reset takes with it what comes in the same turn
                 if talk.guest_resets and not connection.was_reset:
                     await connection.resets()
                 elif not connection.was_reset:

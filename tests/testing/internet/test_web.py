@@ -217,6 +217,36 @@ async def test_an_asgi_application(internet: Internet, example: InternetHost) ->
 
 
 @jumping
+async def test_an_asgi_application_that_watches_for_the_end(
+    internet: Internet, example: InternetHost
+) -> None:
+    """As frameworks do it beside a long answer: they are not told that the guest is gone before
+    the answer is."""
+    order = []
+
+    async def application(scope: object, receive: Receive, send: Send) -> None:
+        async def watch() -> None:
+            assert (await receive())["type"] == "http.request"
+            assert (await receive())["type"] == "http.disconnect"
+            order.append("disconnect")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await send({"type": "http.response.start", "status": 200})
+            for number in range(3):
+                await trio.sleep(1)
+                more = number < 2
+                await send({"type": "http.response.body", "body": b"x", "more_body": more})
+                order.append("piece")
+            await trio.sleep(1)
+
+    example.http(application)
+    async with guest_with(internet) as guest:
+        assert (await get(guest)).body == b"xxx"
+    assert order == ["piece", "piece", "piece", "disconnect"]
+
+
+@jumping
 async def test_an_application_may_be_an_object(internet: Internet, example: InternetHost) -> None:
     """As frameworks have them: what counts is how many things it is called with."""
 
@@ -330,12 +360,18 @@ async def test_an_application_that_fails_fails_the_test(
     def lazy(environ: object, start_response: object) -> Iterable[bytes]:
         return [b"octets"]
 
+    def late(environ: object, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        yield b"octets"
+        start_response("500 Oh", [], (ValueError, ValueError("in the middle"), None))
+
     async with guest_with(internet) as guest:
         for application, told in (
             (lambda request: 1 // 0, "ZeroDivisionError: integer division or modulo by zero"),
             (lambda request: 17, "TypeError: the application has returned 17; allowed: str, b"),
             (silent, "RuntimeError: the application has ended without an answer"),
             (lazy, "RuntimeError: the application has not called start_response"),
+            (late, "ValueError: in the middle"),
         ):
             example.http(application)  # type: ignore[arg-type]
             connection = await guest.connects(80)
@@ -431,6 +467,18 @@ async def test_a_guest_that_does_not_trust_is_no_failure_of_the_test(
     assert one == "TLS failed: TLSV1_ALERT_UNKNOWN_CA"
     assert other == "TLS failed: SSLV3_ALERT_BAD_CERTIFICATE"
     assert example.requests == []
+
+
+@jumping
+async def test_a_guest_that_resets_inside_tls(internet: Internet, example: InternetHost) -> None:
+    """As without TLS: that is how the connection has ended, and no failure."""
+    example.https("secret")
+    async with guest_with(internet) as guest:
+        tls = await over_tls(guest, trusting(internet), "example.com")
+        await tls.do_handshake()
+        await tls.transport_stream.connection.resets()
+        await trio.sleep(1)
+    assert example.connections[0].ended == "reset by the guest"
 
 
 @jumping
