@@ -35,7 +35,6 @@ from qemu_usernat.testing.virtual_machine import (
     QEMU,
     VirtualMachine,
     find_accelerator,
-    virtual_machine,
 )
 
 CACHE = default_cache()
@@ -127,9 +126,10 @@ async def show(machine: VirtualMachine, name: str, url: str, trust: bytes, steps
 async def attach(machine: VirtualMachine) -> None:
     """This terminal becomes the guest's until its end, or Ctrl-]."""
     print("         the guest's shell is yours; Ctrl-] or `poweroff -f` ends it\n", flush=True)
+    stream = machine.take_stream()
     columns, lines = os.get_terminal_size()
     size = f"stty sane cols {columns} rows {lines}"
-    await machine.stream.send_all(f"{size}; exec bash -l\n".encode())
+    await stream.send_all(f"{size}; exec bash -l\n".encode())
     before = termios.tcgetattr(sys.stdin)
     keyboard = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
     tty.setraw(sys.stdin)
@@ -138,11 +138,11 @@ async def attach(machine: VirtualMachine) -> None:
 
             async def type_keys() -> None:
                 while (keys := await keyboard.receive_some()) and CTRL_RIGHT_BRACKET not in keys:
-                    await machine.stream.send_all(keys)
+                    await stream.send_all(keys)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(type_keys)
-            async for data in machine.stream:
+            async for data in stream:
                 os.write(sys.stdout.fileno(), data)
             nursery.cancel_scope.cancel()
     finally:
@@ -157,7 +157,7 @@ async def main(batch: bool, offline: bool) -> None:
     image = GuestImage.build()
     steps.say(f"guest image: Debian's kernel and tools, in {CACHE}")
     accelerator = await find_accelerator(image, CACHE)
-    steps.say(f"QEMU runs it with {accelerator[1]}")
+    steps.say(f"QEMU runs it with {accelerator}")
     online = not offline and await trio.to_thread.run_sync(has_internet, image)
     steps.say("internet connection found" if online else "no internet: own name and page server")
     with tempfile.TemporaryDirectory() as folder:
@@ -167,8 +167,8 @@ async def main(batch: bool, offline: bool) -> None:
         async with page(online) as (name, url, options, trust):
             with server(listen, options):
                 steps.say("qemu-usernat serves")
-                async with virtual_machine(
-                    image, CACHE / "demo", network=network, accelerator=accelerator
+                async with VirtualMachine(
+                    image, folder=CACHE / "demo", network=network, accelerator=accelerator
                 ) as machine:
                     steps.say("the guest is up")
                     await show(machine, name, url, trust, steps)

@@ -28,8 +28,8 @@ import re
 import secrets
 import shlex
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, TypeAlias
@@ -39,6 +39,7 @@ import trio
 from qemu_usernat.testing.answer import TO_ANSWER, Answer
 from qemu_usernat.testing.console_stream import open_console
 from qemu_usernat.testing.echo import BETWEEN, EchoFilter
+from qemu_usernat.testing.nurseries import helpers
 
 LINE = 512  # characters; half of what the tightest line editor takes (busybox ash: 1024)
 PIECE = 12_000  # bytes of command typed at once; the guest's serial driver buffers 64 KiB
@@ -371,7 +372,8 @@ class VmConsole:
             self._echo.sent(line)
         with self._listening(answer):
             # Read while typing: a guest that cannot write its echo does not read either.
-            async with _in_background(self._type, typed):
+            async with helpers() as nursery:
+                nursery.start_soon(self._type, typed)
                 while not answer.begun:
                     await self._receive()
                 if limit is not None:
@@ -487,22 +489,6 @@ class VmConsole:
     def _tail(self) -> str:
         heard = self._answer.heard if self._answer is not None else b""
         return f"its last words: {bytes((self._unread + heard)[-2000:])!r}"
-
-
-@asynccontextmanager
-async def _in_background(
-    task: Callable[[bytes], Awaitable[None]], data: bytes
-) -> AsyncIterator[None]:
-    """A task beside the block, and an error of theirs as it is: one, and not a group."""
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(task, data)
-            yield
-    except* ConsoleLost as errors:
-        lost = errors.exceptions[0]
-    else:
-        return
-    raise lost
 
 
 _Run: TypeAlias = Callable[[str, float], Awaitable[CommandResult]]

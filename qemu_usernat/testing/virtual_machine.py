@@ -1,4 +1,4 @@
-"""A guest under QEMU for the length of an `async with`, driven over its console.
+"""A guest under QEMU for the length of an `async with`, driven over its console and QMP.
 
 Owns the QEMU process: its arguments, its start, its certain end, and its logs. What the guest's
 card is connected to is the caller's: the network arguments are passed through as they are.
@@ -6,45 +6,192 @@ card is connected to is the caller's: the network arguments are passed through a
 QEMU ends with the block, whatever happens in it, and with the thread that runs the block if that
 dies first (the kernel's parent-death signal goes by thread, prctl(2)): it is started right there,
 not in one of trio's worker threads, which come and go.
+
+Snapshots are QEMU's own (`snapshot-save`), in the running machine: they go back in place, with all
+wires connected. Migrating to a file would need another QEMU for each return. Their memory goes
+into an image of ours, so a machine without a disk can have them too.
 """
 
 import os
+import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import IO
+from types import TracebackType
+from typing import IO, Any
 
 import attrs
 import trio
 
 from qemu_usernat.primitives.errors import UserError
+from qemu_usernat.testing import hot_plug
+from qemu_usernat.testing.architectures import (
+    accelerator_arguments,
+    architecture_named,
+    is_of_host,
+)
 from qemu_usernat.testing.console import CommandTimeout, ConsoleLost, VmConsole, WaitTimeout
-from qemu_usernat.testing.guest_image import GuestImage
+from qemu_usernat.testing.guest_image import GuestImage, default_cache
+from qemu_usernat.testing.nurseries import helpers
+from qemu_usernat.testing.qmp import Qmp, QmpEvent, QmpLost
 
 QEMU = "qemu-system-x86_64"
-KVM = ("-accel", "kvm", "-cpu", "host")
-# Not `-cpu max`: it offers the guest `rep movsb` and AVX, which make TCG four times slower.
-# With rdrand the guest's random numbers are ready at once.
-TCG = ("-accel", "tcg,thread=multi", "-cpu", "Westmere,+rdrand")
 KVM_TIME = 10.0  # seconds for a guest to boot under KVM; one second is usual
 BOOT_TIME = 90.0  # seconds; under TCG four are usual, on a busy machine many more
+EVENT_TIME = 30.0  # seconds for an event to come
+DONE_TIME = 120.0  # seconds for a command to be done; the longest writes a guest's memory
+SNAPSHOT_ROOM = 64 << 30  # bytes that snapshots may take; the file grows as needed
+UP = rb"guest: up after ([0-9.]+) s"
+OURS = ("-serial", "-nographic", "-daemonize", "-monitor", "-qmp")
 
 
-@attrs.frozen
 class VirtualMachine:
-    """A guest that runs: `console` is its shell; `folder` has console.log, kernel.log, qemu.log."""
+    """A guest that runs for the length of an ``async with``.
+
+    What boots is one of these:
+
+    - `image`: a `GuestImage`; the block begins when its shell answers.
+    - `kernel`, with `initrd` and `append` (the kernel's command line, behind our ``console=…``).
+    - `disk`: an image of a disk, raw or qcow2; it is not changed, unless `keep_changes`.
+    - `command`: a command line of your own, program first. It leaves the first serial port, the
+      monitor and QMP to us.
+
+    `network` is QEMU's arguments for the card (`netdev_arguments` makes them), `arguments` are any
+    others, `memory` is in MiB. `accelerator` is "kvm" or "tcg"; None is KVM where a guest truly
+    boots with it. `folder` gets console.log, qemu.log and, where there is a second serial port,
+    kernel.log; a new temporary one is made if it is not given. With `reboots` a guest that reboots
+    does so; otherwise that ends QEMU, and so does a panic.
+
+    UserError, with QEMU's own words, when it does not start or `image` does not come up in
+    `boot_time_limit` seconds.
+    """
 
     console: VmConsole
-    stream: trio.SocketStream
-    folder: Path
-    process: subprocess.Popen[bytes]
-    boot_time: float
-    """Seconds that the guest took from its kernel's first moment to its shell, lease included."""
+    """The first serial port."""
+    boot_time: float | None = None
+    """Seconds that an `image` took from its kernel's first moment to its shell, lease included."""
+
+    def __init__(
+        self,
+        image: GuestImage | None = None,
+        *,
+        kernel: Path | None = None,
+        initrd: Path | None = None,
+        append: str = "",
+        disk: Path | None = None,
+        keep_changes: bool = False,
+        command: Sequence[str] = (),
+        network: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        architecture: str = "x86_64",
+        machine: str | None = None,
+        accelerator: str | None = None,
+        memory: int = 512,
+        cpus: int = 1,
+        reboots: bool = False,
+        folder: Path | None = None,
+        boot_time_limit: float = BOOT_TIME,
+    ) -> None:
+        named = {"image": image, "kernel": kernel, "disk": disk, "command": command}
+        given = [name for name, value in named.items() if value]
+        if len(given) != 1 and given != ["kernel", "disk"]:
+            raise UserError(
+                f"VirtualMachine was given {' and '.join(given) or 'nothing to boot'}; "
+                "allowed: one of image, kernel, disk and command, or kernel with disk"
+            )
+        if taken := next((word for word in command if word in OURS), None):
+            raise UserError(f"command: {taken!r}; allowed: all but {', '.join(OURS)}")
+        self._facts = architecture_named(architecture)
+        self._image, self._kernel, self._initrd, self._append = image, kernel, initrd, append
+        self._disk, self._keep_changes, self._command = disk, keep_changes, list(command)
+        self._network = hot_plug.with_ids(network)
+        self._arguments, self._architecture = list(arguments), architecture
+        self._machine, self._accelerator = machine or self._facts.machine, accelerator
+        self._memory, self._cpus, self._reboots = memory, cpus, reboots
+        self._boot_time_limit = boot_time_limit
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
+        """Where the logs are."""
+        self._running: AbstractAsyncContextManager[None] | None = None
+        self._has_room_for_snapshots = False
+
+    def __repr__(self) -> str:
+        return f"<VirtualMachine in {self.folder}>"
+
+    async def __aenter__(self) -> "VirtualMachine":
+        self._running = self._run()
+        await self._running.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._running is not None
+        return await self._running.__aexit__(kind, error, trace)
+
+    # -- QMP
+
+    async def qmp(self, command: str, /, **arguments: Any) -> Any:
+        """A command of QEMU's machine protocol: ``await machine.qmp("query-status")``.
+
+        Returns what QEMU returns. QmpError where it refuses, QmpLost where it is gone.
+        """
+        return await self._qmp.execute(command, **arguments)
+
+    @property
+    def events(self) -> Sequence[QmpEvent]:
+        """All that QEMU has told of, the latest last."""
+        return tuple(self._qmp.events)
+
+    async def wait_for_event(
+        self,
+        name: str,
+        timeout: float = EVENT_TIME,  # noqa: ASYNC109 - so that the error can say it
+    ) -> QmpEvent:
+        """The next event of that name that this has not returned yet, be it in the past."""
+        return await self._qmp.wait_for_event(name, timeout)
+
+    async def monitor(self, line: str) -> str:
+        """A command of QEMU's human monitor, and what it says."""
+        return str(await self.qmp("human-monitor-command", **{"command-line": line}))
+
+    # -- power and time
+
+    async def pause(self) -> None:
+        """Stop the guest's processors; its devices stay."""
+        await self.qmp("stop")
+
+    async def resume(self) -> None:
+        """Go on where `pause` stopped."""
+        await self.qmp("cont")
+
+    async def reset(self) -> None:
+        """Press the reset button; for an `image`, also wait until it is up again.
+
+        Without an `image` we cannot know when that is: from then on, the guest may reboot.
+        """
+        await self.qmp("set-action", reboot="reset")
+        await self._cause("system_reset", "RESET")
+        if self._image is not None:
+            await self._until_shell()
+            if not self._reboots:  # not sooner: a BIOS may reset the machine once more by itself
+                await self.qmp("set-action", reboot="shutdown")
+
+    async def power_off(self) -> int:
+        """Pull the plug; returns QEMU's exit status."""
+        with suppress(QmpLost):
+            await self.qmp("quit")
+        return await self.wait()
 
     async def wait(self) -> int:
         """Wait until the guest is powered off; returns QEMU's exit status."""
+        if (status := self.process.poll()) is not None:
+            return status
         descriptor = os.pidfd_open(self.process.pid)
         try:
             await trio.lowlevel.wait_readable(descriptor)
@@ -52,62 +199,224 @@ class VirtualMachine:
             os.close(descriptor)
         return self.process.wait()
 
+    # -- snapshots
 
-@asynccontextmanager
-async def virtual_machine(
-    image: GuestImage,
-    folder: Path,
-    *,
-    network: Sequence[str] = (),
-    accelerator: Sequence[str] = TCG,
-    machine: str = "pc",
-    memory: int = 512,
-    boot_time_limit: float = BOOT_TIME,
-) -> AsyncIterator[VirtualMachine]:
-    """Boot `image` and hand it over when its shell answers.
+    async def snapshot(self, name: str) -> None:
+        """Keep memory, devices and disks under `name` until the machine ends."""
+        await self._make_room_for_snapshots()
+        await self._snapshot_job("snapshot-save", name)
 
-    `network` is QEMU's arguments for the card, `memory` is in MiB, logs are written into `folder`.
-    Raises UserError, with QEMU's own words, when the guest does not come up.
-    """
-    stream, process = _start(
-        [QEMU, "-machine", machine, *accelerator, "-m", str(memory), *network], image, folder
-    )
-    console_log = _console_log(folder)
-    try:
-        console = VmConsole(stream, console_log)
+    async def restore(self, name: str) -> None:
+        """Go back to a snapshot; the guest's wires and what it has said stay as they are."""
+        await self._make_room_for_snapshots()
+        before = (await self.qmp("query-status"))["running"]
         try:
-            up = await console.wait_for(rb"guest: up after ([0-9.]+) s", boot_time_limit)
-            await console.synchronise()
-        except (WaitTimeout, CommandTimeout, ConsoleLost) as error:
-            raise UserError(f"the guest did not come up: {_words(folder) or error}") from error
-        yield VirtualMachine(console, stream, folder, process, float(up[1]))
-    finally:
-        process.kill()
-        process.wait()
-        stream.socket.close()
-        console_log.close()
+            await self._snapshot_job("snapshot-load", name)
+        except UserError:
+            if before:  # QEMU has stopped the guest for it, and left it so
+                await self.resume()
+            raise
+
+    # -- the card
+
+    async def detach_network(self) -> None:
+        """Unplug the card, as the guest agrees to, and take its wire away."""
+        for netdev, card in hot_plug.pairs(self._network):
+            await self._cause("device_del", "DEVICE_DELETED", {"device": card["id"]}, id=card["id"])
+            await self.qmp("netdev_del", id=netdev["id"])
+
+    async def attach_network(self, network: Sequence[str] = ()) -> None:
+        """Plug in a card: that of these QEMU arguments, or the one there was before."""
+        if network:
+            self._network = hot_plug.with_ids(network)
+        for netdev, card in hot_plug.pairs(self._network):
+            await self.qmp("netdev_add", **hot_plug.typed(netdev))
+            said = await self.monitor("device_add " + hot_plug.options(card))
+            if said.strip():
+                raise UserError(f"attach_network: {said.strip()}")
+
+    # -- a person
+
+    def take_stream(self) -> trio.SocketStream:
+        """The console's own stream, for a person: `console` is not to be used from here on."""
+        self._reading.cancel()
+        return self._stream
+
+    # -- how
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        accelerator = self._accelerator or await self._best_accelerator()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "console.log").open("wb", buffering=0) as log:
+            self._start(accelerator, log)
+            try:
+                async with helpers() as nursery:
+                    self._reading = await nursery.start(self._read_console)
+                    nursery.start_soon(self._qmp.run)
+                    await self._until_up()
+                    yield
+            finally:
+                self.process.kill()
+                self.process.wait()
+                with suppress(OSError):  # what it said last, and nobody has read
+                    while data := os.read(self._stream.socket.fileno(), 1 << 16):
+                        log.write(data)
+                self._stream.socket.close()
+                self._qmp_socket.close()
+
+    def _start(self, accelerator: str, log: IO[bytes]) -> None:
+        ours, console = socket.socketpair()
+        self._qmp_socket, qmp = socket.socketpair()
+        with console, qmp, (self.folder / "qemu.log").open("wb") as words:
+            command = [*self._line(accelerator), *self._ports(console.fileno(), qmp.fileno())]
+            if shutil.which(command[0]) is None:
+                ours.close()
+                self._qmp_socket.close()
+                raise UserError(f"{command[0]} was not found: install QEMU, or name another")
+            self.process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                pass_fds=[console.fileno(), qmp.fileno()],
+            )
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self.console = VmConsole(self._stream, log, self._last_words)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._qmp_socket))
+        self._qmp = Qmp(stream, self._last_words)
+
+    def _line(self, accelerator: str) -> list[str]:
+        """All but the ports, the accelerator of a machine of ours included."""
+        if self._command:
+            return [*self._command, *self._network, *self._arguments]
+        line = [f"qemu-system-{self._architecture}", "-nodefaults", "-no-user-config"]
+        line += ["-machine", self._machine, "-display", "none"]
+        line += accelerator_arguments(accelerator, self._architecture)
+        line += ["-m", str(self._memory), "-smp", str(self._cpus)]
+        if not self._reboots:
+            line.append("-no-reboot")
+        if self._image is not None:
+            line += ["-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)]
+            line += ["-append", f"console=ttyS1 panic=-1 quiet {self._append}".strip()]
+        if self._kernel is not None:
+            line += ["-kernel", str(self._kernel)]
+            line += ["-append", f"console={self._facts.console} panic=-1 {self._append}".strip()]
+            if self._initrd is not None:
+                line += ["-initrd", str(self._initrd)]
+        if self._disk is not None:
+            with self._disk.open("rb") as disk:
+                kind = "qcow2" if disk.read(4) == b"QFI\xfb" else "raw"
+            drive = f"file={hot_plug.quoted(self._disk)},if=virtio,format={kind}"
+            line += ["-drive", drive + ("" if self._keep_changes else ",snapshot=on")]
+        return [*line, *self._network, *self._arguments]
+
+    def _ports(self, console: int, qmp: int) -> list[str]:
+        ports = ["-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"]
+        if not self._command and self._facts.serial_ports > 1:
+            ports += ["-serial", f"file:{hot_plug.quoted(self.folder / 'kernel.log')}"]
+        return [*ports, "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"]
+
+    async def _read_console(
+        self, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.CancelScope() as reading:
+            task_status.started(reading)
+            await self.console.keep_reading()
+
+    async def _until_up(self) -> None:
+        try:
+            await self.qmp("qmp_capabilities")
+            await self._until_shell()
+        except (CommandTimeout, WaitTimeout, ConsoleLost, QmpLost) as error:
+            raise UserError(f"the guest did not come up: {error}") from error
+
+    async def _until_shell(self) -> None:
+        if self._image is None:
+            return
+        up = await self.console.wait_for(UP, self._boot_time_limit)
+        self.boot_time = float(up[1])
+        await self.console.synchronise()
+
+    async def _best_accelerator(self) -> str:
+        if self._command or not is_of_host(self._architecture) or not has_kvm():
+            return "tcg"
+        image = self._image
+        if image is None:
+            image = await trio.to_thread.run_sync(GuestImage.build)
+        return await find_accelerator(image, default_cache())
+
+    async def _make_room_for_snapshots(self) -> None:
+        if self._has_room_for_snapshots:
+            return
+        file = {"driver": "file", "filename": str((self.folder / "snapshots").absolute())}
+        await self._job("blockdev-create", options={**file, "size": 0})
+        await self.qmp("blockdev-add", **{"node-name": "snapshots-file", **file})
+        options = {"driver": "qcow2", "file": "snapshots-file", "size": SNAPSHOT_ROOM}
+        await self._job("blockdev-create", options=options)
+        node = {"driver": "qcow2", "file": "snapshots-file", "node-name": "snapshots"}
+        await self.qmp("blockdev-add", **node)
+        self._has_room_for_snapshots = True
+
+    async def _snapshot_job(self, command: str, name: str) -> None:
+        blocks = [block.get("inserted") for block in await self.qmp("query-block")]
+        disks = [block["node-name"] for block in blocks if block and not block["ro"]]
+        devices = [*disks, "snapshots"]
+        await self._job(command, tag=name, vmstate="snapshots", devices=devices)
+
+    async def _job(self, command: str, **arguments: Any) -> None:
+        """Run a job of QEMU to its end; UserError, with QEMU's words, if it fails."""
+        await self._cause(
+            command, "JOB_STATUS_CHANGE", {"status": "concluded"}, **{"job-id": "job"}, **arguments
+        )
+        job = next(job for job in await self.qmp("query-jobs") if job["id"] == "job")
+        await self.qmp("job-dismiss", id="job")
+        if "error" in job:
+            raise UserError(f"{command}: {job['error']}")
+
+    async def _cause(
+        self, command: str, event: str, data: Mapping[str, Any] | None = None, **arguments: Any
+    ) -> None:
+        """Run a command and wait for the event that says that it was done."""
+        before = self._qmp.heard
+        await self.qmp(command, **arguments)
+        await self._qmp.event_since(before, event, data or {}, DONE_TIME)
+
+    def _last_words(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.5)  # it has closed its ends: it is on its way
+        status = self.process.poll()
+        ended = "QEMU still runs" if status is None else f"QEMU ended with {status}"
+        words = (self.folder / "qemu.log").read_text(errors="replace").strip()
+        return f"{ended}: {words}" if words else ended
 
 
-async def find_accelerator(image: GuestImage, cache: Path) -> Sequence[str]:
-    """QEMU's arguments for KVM where a guest truly boots with it, else for TCG.
+def has_kvm() -> bool:
+    """Whether we may try."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+async def find_accelerator(image: GuestImage, cache: Path) -> str:
+    """ "kvm" where a guest truly boots with it, else "tcg".
 
     /dev/kvm may be there, open, and still never run a guest to its shell: so one is booted, with
     a time limit. The answer is kept in `cache` until the host is started again.
     """
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return TCG
+    if not has_kvm():
+        return "tcg"
     known = _Answer(cache / "accelerator")
     if (answer := known.read()) is None:
-        trial = virtual_machine(
-            image, cache / "kvm-trial", accelerator=KVM, boot_time_limit=KVM_TIME
-        )
-        try:
-            async with trial:
-                answer = "kvm"
-        except UserError:
-            answer = "tcg"
+        with tempfile.TemporaryDirectory() as folder:
+            trial = VirtualMachine(
+                image, accelerator="kvm", folder=Path(folder), boot_time_limit=KVM_TIME
+            )
+            try:
+                async with trial:
+                    answer = "kvm"
+            except UserError:
+                answer = "tcg"
         known.write(answer)
-    return KVM if answer == "kvm" else TCG
+    return answer
 
 
 @attrs.frozen
@@ -126,49 +435,3 @@ class _Answer:
     @staticmethod
     def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _arguments(image: GuestImage, folder: Path, console: int) -> list[str]:
-    """A bare machine: the shell on ttyS0, the kernel's messages on ttyS1."""
-    return [
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", "console=ttyS1 panic=-1 quiet"),
-        *("-chardev", f"socket,id=console,fd={console}"),
-        *("-serial", "chardev:console"),
-        *("-serial", f"file:{_quoted(folder / 'kernel.log')}"),
-    ]
-
-
-def _quoted(path: Path) -> str:
-    """QEMU splits an option's value at commas; a doubled one stands for itself."""
-    return str(path).replace(",", ",,")
-
-
-def _start(
-    command: list[str], image: GuestImage, folder: Path
-) -> tuple[trio.SocketStream, subprocess.Popen[bytes]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    ours, theirs = socket.socketpair()
-    with theirs, (folder / "qemu.log").open("wb") as log:
-        try:
-            command += _arguments(image, folder, theirs.fileno())
-            process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-            )
-        except FileNotFoundError:
-            ours.close()
-            raise UserError("setpriv was not found: install util-linux") from None
-    return trio.SocketStream(trio.socket.from_stdlib_socket(ours)), process
-
-
-def _console_log(folder: Path) -> IO[bytes]:
-    return (folder / "console.log").open("wb", buffering=0)
-
-
-def _words(folder: Path) -> str:
-    return (folder / "qemu.log").read_text(errors="replace").strip()

@@ -21,7 +21,6 @@ from qemu_usernat.testing.virtual_machine import (
     QEMU,
     VirtualMachine,
     find_accelerator,
-    virtual_machine,
 )
 
 START_TIME = 10.0  # seconds for the server to listen; one is usual
@@ -111,8 +110,8 @@ async def living_guest(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
             network[-1] += ",romfile="
             accelerator = await find_accelerator(image, default_cache())
             with serving(listen, "--host-loopback", f"--dns=127.0.0.1:{ports.dns}"):
-                async with virtual_machine(
-                    image, folder, network=network, accelerator=accelerator
+                async with VirtualMachine(
+                    image, folder=folder, network=network, accelerator=accelerator
                 ) as machine:
                     await machine.console.write_file("/tmp/ca.pem", authority.cert_pem.bytes())
                     yield Guest(machine, ports, trio.lowlevel.current_trio_token())
