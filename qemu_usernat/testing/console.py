@@ -18,18 +18,21 @@ Several commands at once (`exec_many`) run in the background of the one shell, e
 file. An agent on a virtio-serial port would need a driver and a program in the guest; this needs
 neither, works over every console, and what takes long is the commands, not the line.
 
-The guest needs a POSIX shell with base64, md5sum, tr and rm, and a writable /dev/shm, /run or /tmp.
+The guest needs a POSIX shell with base64, md5sum, wc, tr and rm, and a /dev/shm, /run or /tmp that
+can be written to.
 """
 
 import base64
+import gzip
 import hashlib
 import math
 import re
 import secrets
 import shlex
 import textwrap
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, TypeAlias
@@ -45,6 +48,7 @@ LINE = 512  # characters; half of what the tightest line editor takes (busybox a
 PIECE = 12_000  # bytes of command typed at once; the guest's serial driver buffers 64 KiB
 FILE_PIECE = 8_000  # bytes of a file in one command, below PIECE once encoded
 READ_SIZE = 65_536  # bytes
+LARGE = 50_000  # bytes; an output of more than this is compressed on its way
 SYNCHRONISE_TIME = 5.0  # seconds for a shell to answer; a busy guest under emulation needs some
 SILENCE = 20.0  # seconds without a byte in the middle of an answer
 ATTEMPTS = 5  # to hear an answer unspoilt
@@ -344,13 +348,19 @@ class VmConsole:
 
     async def _ask(self, run: str, limit: trio.CancelScope | None = None) -> CommandResult:
         """Type `run`, and have the shell say `$_s` and the file, until it is heard unspoilt."""
-        tell = f"printf '%d ' $_s; md5sum <{self._output}; base64 <{self._output}"
+        file = self._output
+        # An emulated line takes ten seconds for a megabyte, and compressing it takes one.
+        content = (
+            f'if [ "$(wc -c <{file})" -gt {LARGE} ]; '
+            f"then {{ gzip -1 <{file} || cat {file}; }} 2>/dev/null | base64; "
+            f"else base64 <{file}; fi"
+        )
+        tell = f"printf '%d ' $_s; md5sum <{file}; {content}"
         for attempt in range(ATTEMPTS):
             body = await self._exchange(run if attempt == 0 else "", tell, limit)
             if found := re.fullmatch(rb"(\d+) ([0-9a-f]+)[^\n]*\n([\w+/=\n]*)", body or b""):
-                data = found[3].replace(b"\n", b"")
-                output = base64.b64decode(data) if len(data) % 4 == 0 else b""
-                if hashlib.md5(output, usedforsecurity=False).hexdigest().encode() == found[2]:
+                output = _decoded(found[3], found[2].decode())
+                if output is not None:
                     return CommandResult(int(found[1]), output)
         raise ConsoleLost(
             f"{ATTEMPTS} answers in a row were spoilt by what others write: {self._tail()}"
@@ -502,6 +512,17 @@ def _subshell(script: bytes, output: str) -> str:
     """What is typed to run `script`, whatever is in it."""
     decoded = f"$(base64 -d <<'_'\n{_encoded(script)}\n_\n)"
     return f'( eval "{decoded}" ) </dev/null >{output} 2>&1'
+
+
+def _decoded(text: bytes, checksum: str) -> bytes | None:
+    """What is meant by base64 of it, or of it compressed; None if that is spoilt."""
+    with suppress(ValueError, EOFError, OSError, zlib.error):
+        output = base64.b64decode(text)
+        for unpack in (bytes, gzip.decompress):
+            unpacked = unpack(output)
+            if hashlib.md5(unpacked, usedforsecurity=False).hexdigest() == checksum:
+                return unpacked
+    return None
 
 
 def _encoded(data: bytes) -> str:

@@ -9,6 +9,8 @@ mount -t devpts none /dev/pts
 mount -t proc none /proc
 mount -t sysfs none /sys
 mount -t tmpfs none /tmp
+mkdir -p /dev/shm
+mount -t tmpfs none /dev/shm
 ln -sf /proc/self/fd /dev/fd
 hostname guest
 

@@ -173,8 +173,8 @@ async def test_a_cancelled_command_does_not_spoil_the_next(shell: list[str]) -> 
 async def test_waiting_matches_output_and_never_the_echo(shell: list[str], columns: int) -> None:
     """The word waited for stands in the line itself, and only its printing counts."""
     async with terminal(shell, columns) as console:
-        await console.send_line("stty echo; echo on''ce")
-        await console.wait_for("once\r?\n", timeout=10)
+        await console.send_line("stty echo; PS1='what next? '")
+        await console.expect(r"next\? ", timeout=20)
         await console.send_line("read -r _; echo ready; echo not read''y")
         with pytest.raises(WaitTimeout):
             await console.wait_for("ready", timeout=0.3)
