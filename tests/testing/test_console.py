@@ -31,7 +31,7 @@ SHELLS = {
 
 
 LOGIN = """
-echo 'starting login: no prompt'; sleep 0.2
+printf 'starting login: '; sleep 0.1; echo 'no prompt'; sleep 0.2
 printf 'guest login: '; read -r name
 stty -echo; printf 'Password: '; read -r word; stty echo
 printf '\\nyour %s\\n# ' "$word"; sleep 1000

@@ -20,7 +20,7 @@ from qemu_usernat.testing.echo import EchoFilter
 WRAPS = [b"\r\n", b" \r", b"\x1b[K\r\n", b"\r\r\n", b"\x1b[A\x1b[80C"]
 KERNEL = b"[   12.345678] eth0: link up\r\n"
 NOISE = [KERNEL, b"[    0.000001][    T1] printk: [x] y\r\n", b"\x1e", b"\x1b[31m# \x1b[0m", b"0 "]
-UTF_8 = ["…".encode(), b"\xa0\xff"]
+UTF_8 = ["…".encode(), b"\xa0\xff", "á".encode(), b"\xe1\xe2\xe3\xe4"]  # the last looks like base64
 
 
 def echoed(text: bytes, width: int, wrap: bytes, noise: dict[int, bytes]) -> bytes:
