@@ -32,7 +32,7 @@ from qemu_usernat.wire.packets import (
 DNS_PORT = 53  # RFC 1035, 4.2
 DHCP_PORTS = frozenset({67, 68})  # RFC 2131, 4.1
 
-_UNKNOWN = frozenset(
+UNKNOWN = frozenset(
     {
         "ethernet.ipv6_not_supported",
         "ethernet.vlan",
@@ -155,7 +155,7 @@ class _Reading:
     dhcp: DhcpMessage | None = None
 
     def refuse(self, reason: str) -> None:
-        if reason in _UNKNOWN:
+        if reason in UNKNOWN:
             self.unknown = reason
         else:
             self.malformed = reason
