@@ -23,13 +23,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from struct import Struct
 from types import TracebackType
 
 from attrs import asdict, define, field, frozen
 
 from qemu_usernat.primitives.errors import UserError
+from qemu_usernat.testing.backlog import Backlog
 
 REORDER_TIME = 0.005  # seconds by which a frame may be overtaken: many frames on a busy wire
 ETHERNET_HEADER = 14  # bytes
@@ -41,7 +42,6 @@ LENGTH = Struct(">I")
 IPV4 = b"\x08\x00"  # ethertype
 
 _ETHERTYPE = slice(LENGTH.size + 12, LENGTH.size + 14)
-_IOV_MAXIMUM = 1024  # buffers for one sendmsg (IOV_MAX on Linux)
 
 
 @frozen(kw_only=True)
@@ -147,7 +147,7 @@ class HarmfulWire:
         self.counts.update(hit - {"corrupted"})
         if "corrupted" in hit and frame[_ETHERTYPE] == IPV4:
             self.counts["corrupted"] += 1
-            frame = self._bent(frame)
+            frame = bent(frame, LENGTH.size + ETHERNET_HEADER, self._chance)
         self._pass(frame * 2 if "repeated" in hit else frame, now, held="reordered" in hit)
 
     def _pass(self, frames: bytes | memoryview, now: float, *, held: bool = False) -> None:
@@ -166,12 +166,6 @@ class HarmfulWire:
     def _up_to(self, seconds: float) -> float:
         return seconds * self._chance.random() if seconds else 0.0
 
-    def _bent(self, frame: bytes) -> bytes:
-        bent = bytearray(frame)
-        at = self._chance.randrange(LENGTH.size + ETHERNET_HEADER, len(bent))
-        bent[at] ^= 1 << self._chance.randrange(8)
-        return bytes(bent)
-
     def deadline(self) -> float | None:
         """When the next frame leaves; None if none is on the wire."""
         return self._waiting[0][0] if self._waiting else None
@@ -184,14 +178,20 @@ class HarmfulWire:
         return arrived
 
 
+def bent(frame: bytes, header: int, chance: random.Random) -> bytes:
+    """The frame with one bit turned, somewhere behind its first `header` octets."""
+    octets = bytearray(frame)
+    octets[chance.randrange(header, len(octets))] ^= 1 << chance.randrange(8)
+    return bytes(octets)
+
+
 class _End:
     """One of the two sockets, with what waits to be written to it."""
 
     def __init__(self, sock: socket.socket, wire: HarmfulWire) -> None:
         self.sock = sock
         self.wire = wire  # of the frames that come from here
-        self.backlog: deque[bytes | memoryview] = deque()
-        self.backlog_size = 0
+        self.backlog = Backlog(sock)
         self._arrived = memoryview(bytearray(READ_AT_ONCE))
         self._have = 0  # octets of a frame that is not yet whole
         sock.setblocking(False)
@@ -208,25 +208,6 @@ class _End:
         self._have = have - taken
         self._arrived[: self._have] = self._arrived[taken:have]
         return received > 0
-
-    def write(self, arrived: list[bytes]) -> None:
-        """As much as the socket takes now of what waits, and of what has come over the wire."""
-        backlog = self.backlog
-        backlog.extend(arrived)
-        self.backlog_size += sum(map(len, arrived))
-        while backlog:
-            pieces = [backlog.popleft() for _ in range(min(len(backlog), _IOV_MAXIMUM))]
-            try:
-                sent = self.sock.sendmsg(pieces)
-            except BlockingIOError:
-                sent = 0
-            self.backlog_size -= sent
-            while pieces and sent >= len(pieces[0]):
-                sent -= len(pieces.pop(0))
-            if pieces:
-                pieces[0] = memoryview(pieces[0])[sent:]
-                backlog.extendleft(reversed(pieces))
-                return
 
 
 class _Joint:
@@ -257,8 +238,8 @@ class _Joint:
     def _wait(self) -> dict[int, int]:
         self._poller.register(sys.stdin, select.POLLIN)
         for end, other in self._ways:
-            wanted = select.POLLIN * (other.backlog_size < BACKLOG_LIMIT)
-            self._poller.register(end.sock, wanted | select.POLLOUT * bool(end.backlog))
+            wanted = select.POLLIN * (other.backlog.size < BACKLOG_LIMIT)
+            self._poller.register(end.sock, wanted | select.POLLOUT * bool(end.backlog.size))
         deadlines = [end.wire.deadline() for end, _ in self._ways]
         known = [deadline for deadline in deadlines if deadline is not None]
         patience = max(0.0, min(known) - time.monotonic()) * 1000 if known else None
@@ -273,7 +254,7 @@ class _Joint:
                 if events & ~select.POLLOUT and not end.read(now):
                     return False
             for source, sink in self._ways:
-                sink.write(source.wire.leave(now))
+                sink.backlog.write(source.wire.leave(now))
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
