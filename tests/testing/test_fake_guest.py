@@ -4,6 +4,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from qemu_usernat.app import Server
+from qemu_usernat.testing.capture import Capture
 from qemu_usernat.testing.fake_guest import (
     DhcpRefused,
     DnsError,
@@ -21,8 +23,19 @@ from qemu_usernat.testing.fake_guest import (
     MalformedFrame,
     TcpStream,
 )
+from qemu_usernat.testing.faults import Faults
 from qemu_usernat.testing.internet import Internet
-from tests.scripted_guest import GATEWAY_MAC, GUEST_MAC, ethernet
+from qemu_usernat.testing.wire import Wire
+from tests.scripted_guest import (
+    GATEWAY,
+    GATEWAY_MAC,
+    GUEST,
+    GUEST_MAC,
+    ethernet,
+    icmp,
+    ipv4,
+    packed,
+)
 from tests.testing.internet.room import server_of
 from tests.testing.sample_frames import ping_frame, tcp_frame, udp_frame
 
@@ -191,6 +204,25 @@ async def test_a_ping_takes_as_long_as_it_takes(autojump_clock: MockClock) -> No
             await guest.ping(SITE, timeout=2)
 
 
+async def test_an_answer_to_another_ping(autojump_clock: MockClock) -> None:
+    """What comes back is compared with what was sent."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        async with FakeGuest.connect(ours, address="10.0.2.15") as guest:
+            guest._stack.neighbours[packed(GATEWAY)] = GATEWAY_MAC
+            answer = ipv4(GATEWAY, GUEST, 1, icmp(0, 0, b"\0\1\0\1", b"other words"))
+            frame = ethernet(answer, GATEWAY_MAC, GUEST_MAC).ljust(60, b"\0")
+
+            async def reply() -> None:
+                await trio.sleep(1)
+                theirs.sendall(len(frame).to_bytes(4, "big") + frame)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reply)
+                with pytest.raises(MalformedFrame, match=r"icmp\.other_payload"):
+                    await guest.ping(GATEWAY, b"my words")
+
+
 # -- names
 
 
@@ -283,6 +315,28 @@ async def test_the_other_end_hears_how_it_ended(autojump_clock: MockClock) -> No
     assert ends == [b"said", "reset"]
 
 
+async def test_a_port_is_free_again(autojump_clock: MockClock) -> None:
+    """When its connection is over, and not before."""
+    async with guest_in(internet_with_a_site()) as guest:
+        stream = await guest.connect_tcp(SITE, 7, local_port=5000)
+        assert stream.local == (guest.address, 5000)
+        with pytest.raises(OSError, match="TCP port 5000 is in use"):
+            await guest.connect_tcp(SITE, 7, local_port=5000)
+        stream.reset()
+        await (await guest.connect_tcp(SITE, 7, local_port=5000)).aclose()
+
+
+async def test_nothing_piles_up_without_a_link(autojump_clock: MockClock) -> None:
+    """A guest that is unplugged for hours says what it says into the void."""
+    async with guest_in(internet_with_a_site()) as guest:
+        stream = await guest.connect_tcp(SITE, 7)
+        await guest.disconnect()
+        await stream.aclose()
+        await guest.send_frame(udp_frame())
+        await trio.sleep(100)
+        assert guest._stack.link.outbox == []
+
+
 SIZES = st.lists(st.sampled_from([0, 1, 1459, 65480, 300_000]), max_size=4)
 
 
@@ -337,6 +391,31 @@ async def test_a_server_that_does_not_read_holds_the_guest_back(autojump_clock: 
         await stream.send_eof()
         assert await everything(stream) == b""
     assert heard == [octets]
+
+
+@pytest.mark.timeout(30)
+async def test_a_link_that_takes_no_more(autojump_clock: MockClock) -> None:
+    """Connections wait for it, and go on as soon as it takes more: no timer has to ring."""
+    internet, faults = internet_with_a_site(), Faults()
+    octets = bytes(200_000)
+    ours, theirs = socket.socketpair()
+    async with world(internet) as server, trio.open_nursery() as nursery:
+        wire = Wire("guest", lambda: wire_to(server), Capture(), faults)
+        nursery.start_soon(wire.run, theirs)
+        async with FakeGuest.connect(ours) as guest:
+            await guest.dhcp()
+            streams = [await guest.connect_tcp(SITE, 7) for _ in range(12)]
+            autojump_clock.autojump_threshold = inf
+            faults.pause()
+            for stream in streams:
+                await stream.send_all(octets)
+            assert guest._tcp.waiting
+            faults.resume()
+            for stream in streams:
+                received = 0
+                while received < len(octets):
+                    received += len(await stream.receive_some())
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stream_is_one_of_trios(autojump_clock: MockClock) -> None:

@@ -103,6 +103,7 @@ def dns_frame(*, answers: bool = False) -> bytes:
         (dns_.query, dns_frame(), dns_frame(answers=True)),
         (dns_.answer, dns_frame(answers=True), dns_frame()),
         (unknown, numbered(1), udp_frame()),
+        (unknown & ~malformed, ethernet(ipv4(GUEST, SERVER, 2, bytes(8)), GUEST_MAC), udp_frame()),
         (malformed, tcp_frame()[:-1] + b"\1", tcp_frame()),
     ],
     ids=repr,

@@ -51,8 +51,11 @@ class Link:
         self.send(len(octets).to_bytes(_LENGTH, "big") + octets)
 
     def kick(self) -> None:
-        """What has been queued may leave."""
-        if self.outbox:
+        """What has been queued may leave; where the link is down it is thrown away."""
+        if not self.up:
+            self.outbox.clear()
+            self.queued = 0
+        elif self.outbox:
             self._news.set()
 
     async def write(self, on_room: Callable[[], None]) -> None:
