@@ -45,6 +45,18 @@ def test_an_ack_in_a_closed_window_is_heard() -> None:
     assert not talk.flow.sender.in_flight
 
 
+def test_a_segment_without_an_ack_acknowledges_nothing_in_a_closed_window() -> None:
+    """RFC 9293, 3.1: without the flag the field means nothing; the octet is answered all the same."""
+    talk = Conversation.open()
+    talk.host.takes(0)
+    sent = fill(talk)
+    talk.host.says(b"hello")
+    talk.guest.gets(PSH | ACK, b"hello")
+    talk.guest.sends(PSH, b"?", at=sent, ack=5)
+    talk.guest.gets(ACK, ack=sent)
+    assert talk.flow.sender.in_flight
+
+
 def test_a_fin_behind_an_octet_that_a_closed_window_refuses_is_refused() -> None:
     """The FIN of a probe stands behind the octet."""
     talk = Conversation.open()
