@@ -46,7 +46,7 @@ def test_an_ack_in_a_closed_window_is_heard() -> None:
 
 
 def test_a_segment_without_an_ack_acknowledges_nothing_in_a_closed_window() -> None:
-    """RFC 9293, 3.1: without the flag the field means nothing; the octet is answered all the same."""
+    """RFC 9293, 3.1: without the flag the field means nothing; the octet is answered."""
     talk = Conversation.open()
     talk.host.takes(0)
     sent = fill(talk)
