@@ -26,7 +26,7 @@ from qemu_usernat.nat.tcp.tail_probe import (
 )
 from qemu_usernat.nat.tcp.window import STEPS_MAXIMUM, UNANSWERED_MAXIMUM
 from qemu_usernat.wire.packets import ACK, RST
-from tests.nat.tcp.conversation import Conversation
+from tests.nat.tcp.conversation import MSS, Conversation
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,14 @@ def test_a_window_is_used_in_segments_or_halves() -> None:
     assert talk.flow.room() == 600
     talk.host.says(bytes(200))
     assert talk.flow.room() == 0, "less than half is left, and more is on its way"
+
+
+@pytest.mark.parametrize("usable", [TAKEN_AT_ONCE, TAKEN_AT_ONCE + 1])
+def test_what_is_taken_at_once_fills_segments(usable: int) -> None:
+    """Less than a segment would be left over, though there is a window for more."""
+    sender = Conversation.open().flow.sender
+    sender.window.edge = usable
+    assert sender.room() == TAKEN_AT_ONCE // MSS * MSS
 
 
 @pytest.mark.parametrize(("octets", "grows"), [(7299, False), (7300, True)])
