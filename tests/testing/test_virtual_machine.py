@@ -134,11 +134,11 @@ async def test_a_kernel_and_a_disk_of_ones_own(tmp_path: Path) -> None:
     disk.write_bytes(b"marked" + bytes(1 << 20))
     async with VirtualMachine(kernel=image.kernel, disk=disk, folder=tmp_path, memory=256) as vm:
         await vm.monitor('qemu-io virtio0 "write -P 65 0 512"')
+        blocks = await vm.qmp("query-block")
+        assert [block["inserted"]["image"]["virtual-size"] for block in blocks] == [(1 << 20) + 512]
         # Without an initramfs the kernel gets as far as looking for its root.
         found = await vm.console.wait_for("Unable to mount root fs|end Kernel panic", 60)
         assert b"console=ttyS0 panic=-1" in found.string
-        blocks = await vm.qmp("query-block")
-        assert [block["inserted"]["image"]["virtual-size"] for block in blocks] == [(1 << 20) + 512]
     assert disk.read_bytes()[:6] == b"marked"
 
 
