@@ -110,6 +110,8 @@ class Router:
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
     on_bug: BugCallback = surface
+    on_refused: Callable[[IpPacket, str], None] = lambda packet, why: None
+    """Told of each packet that may not leave, and of the counter that says why."""
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
@@ -319,10 +321,12 @@ class Router:
         if is_loopback(destination) or is_unspecified_network(destination) or destination[0] >= 240:
             # 0.0.0.0 would dial the host's loopback; none of these is ever on a wire.
             self.counters.count("ipv4.martian_destination")
+            self.on_refused(packet, "ipv4.martian_destination")
             self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return False
         if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
             self.counters.count("ipv4.no_such_guest")
+            self.on_refused(packet, "ipv4.no_such_guest")
             self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
             return False
         if packet.ttl <= 1:
@@ -381,6 +385,7 @@ class Router:
             if not self._carries(message, packet, mac):
                 # The guest is told, not left to wait.
                 self.counters.count("icmp.not_carried")
+                self.on_refused(packet, "icmp.not_carried")
                 self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return
         answer = self._echo.answer(message, now)

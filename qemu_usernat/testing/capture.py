@@ -85,10 +85,15 @@ class Capture:
 
     # -- for tests
 
+    def clear(self) -> None:
+        """Forget all that has passed until now."""
+        self._frames.clear()
+        self._held = self.left = 0
+
     def frames(self, which: Filter = anything) -> list[Frame]:
         """Those that match, the oldest first."""
         require_filter(which)
-        return [frame for frame in self._frames if which.matches(frame)]
+        return [frame for frame in tuple(self._frames) if which.matches(frame)]
 
     def assert_none(self, which: Filter) -> None:
         """No such frame has passed. AssertionError lists those that have.
@@ -160,25 +165,27 @@ class Capture:
         return frames  # all of those that are kept came after one that has left
 
     def _nearest(self, which: Filter) -> str:
-        if not self._frames:
+        frames = tuple(self._frames)
+        if not frames:
             return "nothing has passed the wire at all"
-        ranked = sorted(self._frames, key=which.nearness, reverse=True)[:NEAREST]
+        ranked = sorted(frames, key=which.nearness, reverse=True)[:NEAREST]
         nearest = sorted(ranked, key=lambda frame: frame.time)
-        return f"the nearest of {len(self)} are:\n{_listed(nearest)}"
+        return f"the nearest of {len(frames)} are:\n{_listed(nearest)}"
 
     def write(self, path: Path | str) -> None:
         """Keep the frames as a file for Wireshark (pcapng), an interface for each guest.
 
         Times count from 1970, as nobody's clock has been asked; what befell a frame is its comment.
         """
-        guests = list(dict.fromkeys(frame.guest for frame in self._frames))
+        frames = tuple(self._frames)
+        guests = list(dict.fromkeys(frame.guest for frame in frames))
         blocks = [_block(_SECTION, Struct("<IHHq").pack(0x1A2B3C4D, 1, 0, -1))]
         for guest in guests:
             options = ((_IF_NAME, guest.encode()), (_IF_TSRESOL, b"\x09"))
             blocks.append(
                 _block(_INTERFACE, Struct("<HHI").pack(_LINKTYPE_ETHERNET, 0, 0), options)
             )
-        blocks.extend(_packet(frame, guests.index(frame.guest)) for frame in self._frames)
+        blocks.extend(_packet(frame, guests.index(frame.guest)) for frame in frames)
         Path(path).write_bytes(b"".join(blocks))
 
 

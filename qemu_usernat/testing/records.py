@@ -1,0 +1,369 @@
+"""What a test can ask afterwards: what the gateway decided, and what became of each flow.
+
+It owns the records, and sits between a server and the world behind it (`app.World`): all that goes
+there passes here and is written down. What the world does about it is not changed. Of what the
+gateway answers by itself it sees the refusals only.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from typing import TypeVar, overload
+
+import trio
+from attrs import define, field, frozen
+
+from qemu_usernat.app import World
+from qemu_usernat.gateway.dns import Upstream
+from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.nat.tcp.sinks import HostStream
+from qemu_usernat.nat.tcp.states import HostState
+from qemu_usernat.nat.udp import GuestDatagrams, HostDatagrams, UdpMapping
+from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.router import EchoRequest
+from qemu_usernat.wire.packets import ICMP, TCP, UDP, Buffer, IpPacket
+
+RECORDS_MAXIMUM = 100_000
+"""Of each kind; the oldest is forgotten first: a test that runs for days does not eat memory."""
+
+PINGS_MAXIMUM = 4096
+"""Programs that ping, of which each answer is noted."""
+
+PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+
+Peer = tuple[str, int]
+"""Address and port."""
+
+
+class Outcome(Enum):
+    """What became of a connection, or of an exchange of datagrams."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    REFUSED = "refused"
+    """Never open: the server, or the way to it, said no, or nothing until the time limit."""
+    ENDED = "ended"
+    """Open, and then both sides ended in order."""
+    RESET_BY_GUEST = "reset by the guest"
+    RESET_BY_HOST = "reset by the host"
+
+
+@define(eq=False)
+class FlowRecord:
+    """A connection of a guest, or its datagrams from one port to one address and port, or the
+    pings of one program to one address; for these, the port of the guest is their identifier, and
+    that of the destination is 0."""
+
+    protocol: str
+    """``tcp``, ``udp`` or ``icmp``."""
+    guest: Peer
+    destination: Peer
+    name: str | None
+    """The name that a guest looked up to get the address, if any did."""
+    opened_at: float
+    """Seconds of trio's clock."""
+    outcome: Outcome = Outcome.CONNECTING
+    sent: int = 0
+    """Octets from the guest that the other side has taken."""
+    _flow: TcpFlow | None = field(default=None, repr=False)
+    _received: int = field(default=0, repr=False)
+
+    @property
+    def address(self) -> str:
+        """Where to."""
+        return self.destination[0]
+
+    @property
+    def port(self) -> int:
+        """At which port."""
+        return self.destination[1]
+
+    @property
+    def received(self) -> int:
+        """Octets towards the guest."""
+        return self._received if self._flow is None else self._flow.sender.end
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it was carried at all."""
+        return self.outcome is not Outcome.REFUSED
+
+    def __repr__(self) -> str:
+        name = f" ({self.name})" if self.name else ""
+        return (
+            f"<{self.protocol} {self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, "
+            f"{self.outcome.value}, {self.sent} octets out, {self.received} in>"
+        )
+
+
+@frozen
+class Verdict:
+    """What the gateway has decided about a flow, before anybody outside heard of it."""
+
+    allowed: bool
+    protocol: str
+    """``tcp``, ``udp``, ``icmp``, or the number of another."""
+    guest: Peer
+    destination: Peer
+    name: str | None
+    """The name that a guest looked up to get the address, if any did."""
+    why: str
+    """``default``, or the name of the counter that counts such refusals."""
+
+    @property
+    def address(self) -> str:
+        """Where to."""
+        return self.destination[0]
+
+    @property
+    def port(self) -> int:
+        """At which port."""
+        return self.destination[1]
+
+    def __repr__(self) -> str:
+        name = f" ({self.name})" if self.name else ""
+        return (
+            f"<{'allowed' if self.allowed else 'denied'}: {self.protocol} "
+            f"{self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, {self.why}>"
+        )
+
+
+T = TypeVar("T")
+
+
+class Records(Sequence[T]):
+    """Records in the order in which they began; `for`, `len`, indices, and `where`."""
+
+    def __init__(self, kind: str, records: Iterable[T] = ()) -> None:
+        self._kind = kind
+        self._records = deque(records, RECORDS_MAXIMUM)
+
+    def where(self, **wanted: object) -> "Records[T]":
+        """Those whose attributes have these values: ``flows.where(port=443, protocol="tcp")``.
+
+        AttributeError for an attribute that they do not have.
+        """
+        return Records(
+            self._kind,
+            (
+                record
+                for record in self._records
+                if all(getattr(record, name) == value for name, value in wanted.items())
+            ),
+        )
+
+    def append(self, record: T) -> None:
+        """For the one who keeps them."""
+        self._records.append(record)
+
+    def clear(self) -> None:
+        """Forget all: another test begins."""
+        self._records.clear()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(tuple(self._records))
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Records[T]": ...
+
+    def __getitem__(self, index: int | slice) -> "T | Records[T]":
+        if isinstance(index, slice):
+            return Records(self._kind, tuple(self._records)[index])
+        return self._records[index]
+
+    def __repr__(self) -> str:
+        if not self._records:
+            return f"<no {self._kind}>"
+        return f"<{len(self)} {self._kind}:\n  " + "\n  ".join(map(repr, self._records)) + ">"
+
+
+@define(eq=False)
+class RecordingWorld:
+    """The world of a server, and what went there; an `app.World` itself."""
+
+    world: World
+    flows: Records[FlowRecord]
+    verdicts: Records[Verdict]
+    name_of: Callable[[str], str | None]
+    """The name that was looked up to get an address."""
+    _pings: dict[tuple[Address, int, Address], FlowRecord] = field(factory=dict)
+
+    # -- for the router
+
+    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+        """Pass on, and note what becomes of it."""
+        guest, guest_port, _, _ = flow.key
+        record = self._begin("tcp", (format_address(guest), guest_port), address, port)
+        record._flow = flow
+        try:
+            self.world.dial(flow, address, port)
+        except OSError:
+            record.outcome = Outcome.REFUSED
+            raise
+        if flow.host_state is HostState.FAILED:  # at once
+            record.outcome = Outcome.REFUSED
+        else:
+            flow.host = _RecordedStream(flow.host, flow, record)
+
+    def open_udp(self, mapping: UdpMapping) -> None:
+        """Pass on, and note whom it is for."""
+        self.world.open_udp(mapping)
+        watched = _RecordedDatagrams(mapping.host, mapping.guest, mapping, self._begin)
+        mapping.host = mapping.guest = watched
+
+    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
+        """Pass on, and note which pings come back."""
+        identifier = int.from_bytes(request.rest[:2], "big")
+        key = request.guest, identifier, request.destination
+        record = self._pings.get(key)
+        if record is None:
+            guest = format_address(request.guest), identifier
+            record = self._begin("icmp", guest, request.destination, 0)
+            self._pings[key] = record
+            while len(self._pings) > PINGS_MAXIMUM:
+                del self._pings[next(iter(self._pings))]
+
+        def replied(payload: Buffer) -> None:
+            record.outcome = Outcome.OPEN
+            record._received += len(payload)
+            reply(payload)
+
+        record.sent += len(request.payload)
+        carried = self.world.echo(request, replied)
+        if not carried:
+            record.outcome = Outcome.REFUSED
+        return carried
+
+    # -- for the name server
+
+    def upstreams(self) -> Sequence[Upstream]:
+        """The world's."""
+        return self.world.upstreams()
+
+    def on_answers(self, callback: AnswerCallback) -> None:
+        """Pass on."""
+        self.world.on_answers(callback)
+
+    def ask(self, upstream: Upstream, transport: str, message: bytes, token: int) -> bool:
+        """Pass on."""
+        return self.world.ask(upstream, transport, message, token)
+
+    def forget(self, token: int) -> None:
+        """Pass on."""
+        self.world.forget(token)
+
+    def close(self) -> None:
+        """Pass on."""
+        self.world.close()
+
+    # -- records
+
+    def on_refused(self, packet: IpPacket, why: str) -> None:
+        """The router has let a packet go nowhere."""
+        protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
+        ports = packet.payload[:4] if protocol in ("tcp", "udp") else bytes(4)
+        guest_port, port = int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big")
+        guest = format_address(packet.source), guest_port
+        address = format_address(packet.destination)
+        name = self.name_of(address)
+        self.verdicts.append(Verdict(False, protocol, guest, (address, port), name, why))
+
+    def _begin(self, protocol: str, guest: Peer, address: Address, port: int) -> FlowRecord:
+        text = format_address(address)
+        name = self.name_of(text)
+        record = FlowRecord(protocol, guest, (text, port), name, trio.current_time())
+        self.flows.append(record)
+        self.verdicts.append(Verdict(True, protocol, guest, (text, port), name, "default"))
+        return record
+
+
+@define(eq=False)
+class _RecordedStream:
+    """The host half of a flow, watched; a `HostStream`."""
+
+    stream: HostStream
+    flow: TcpFlow
+    record: FlowRecord
+
+    def send(self, buffers: list[Buffer], now: float) -> int:
+        taken = self.stream.send(buffers, now)
+        self.record.sent += taken
+        return taken
+
+    def shutdown(self) -> None:
+        self.stream.shutdown()
+
+    def reset(self) -> None:
+        self.record.outcome = Outcome.RESET_BY_GUEST
+        self.stream.reset()
+
+    def hang_up(self) -> None:
+        self.record.outcome = Outcome.ENDED
+        self.stream.hang_up()
+
+    def close(self) -> None:
+        record = self.record
+        if self.flow.host_state is HostState.FAILED:
+            was_open = record.outcome is Outcome.OPEN
+            record.outcome = Outcome.RESET_BY_HOST if was_open else Outcome.REFUSED
+        elif record.outcome is Outcome.OPEN:
+            record.outcome = Outcome.ENDED
+        self.stream.close()
+
+    def watch(self, read: bool, write: bool, now: float) -> None:
+        # The first time that it is said what to wait for, the connection is there.
+        if self.record.outcome is Outcome.CONNECTING:
+            self.record.outcome = Outcome.OPEN
+        self.stream.watch(read, write, now)
+
+
+@define(eq=False)
+class _RecordedDatagrams:
+    """Both ends of a mapping, watched; a `HostDatagrams` and a `GuestDatagrams`."""
+
+    host: HostDatagrams
+    guest: GuestDatagrams
+    mapping: UdpMapping
+    begin: Callable[[str, Peer, Address, int], FlowRecord]
+    _records: dict[tuple[Address, int], FlowRecord] = field(factory=dict)
+
+    # -- towards the world
+
+    def send(self, payload: Buffer, address: Address, port: int) -> None:
+        record = self._records.get((address, port))
+        if record is None:
+            guest, guest_port = self.mapping.key
+            record = self.begin("udp", (format_address(guest), guest_port), address, port)
+            record.outcome = Outcome.OPEN
+            self._records[address, port] = record
+        record.sent += len(payload)
+        self.host.send(payload, address, port)
+
+    def close(self) -> None:
+        for record in self._records.values():
+            if record.outcome is Outcome.OPEN:
+                record.outcome = Outcome.ENDED
+        self.host.close()
+
+    # -- towards the guest
+
+    def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
+        record = self._records.get((source, source_port))
+        if record is not None:
+            record._received += len(payload)
+        self.guest.deliver(payload, source, source_port)
+
+    def unreachable(
+        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
+    ) -> None:
+        record = self._records.get((peer, port))
+        if record is not None and not record.received:
+            record.outcome = Outcome.REFUSED
+        self.guest.unreachable(icmp, offender, peer, port, sent)
