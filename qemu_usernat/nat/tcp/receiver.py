@@ -108,7 +108,7 @@ class Receiver:
         if start == self.position and end <= limit and not self.out_of_order:
             self._deliver(payload, length)
             return length > 0
-        if start == self._recent_end and start < end <= limit and self._extend_last(payload, start):
+        if length and end <= limit and self._extend_last(payload, start):
             self._note(start, end)
             return False
         view = memoryview(payload)
@@ -291,10 +291,8 @@ class Receiver:
     def _keep_rest(self, taken: int) -> None:
         if taken < self.arrived_length:
             for piece in self.arrived:
-                length = len(piece)
-                if taken < length:
-                    self.backlog += memoryview(piece)[taken:] if taken else piece
-                taken = max(0, taken - length)
+                self.backlog += memoryview(piece)[taken:]
+                taken = max(0, taken - len(piece))
         self.arrived.clear()
         self.arrived_length = 0
 
@@ -317,15 +315,12 @@ class Receiver:
         opens = wanted - self.right_edge >= self.maximum_segment_size
         edge = wanted if opens else self.right_edge
         unit = 1 << self.scale
-        units = (edge - self.position + unit - 1) >> self.scale
-        if units > 0xFFFF:
-            units = 0xFFFF
+        units = min((edge - self.position + unit - 1) >> self.scale, 0xFFFF)
         rounded = self.position + (units << self.scale)
-        if rounded > wanted + ROUNDING_ROOM and rounded > self.right_edge:
+        if rounded > wanted + ROUNDING_ROOM:
             # Octets one by one into a full queue: no more room is given away to rounding.
             return (self.right_edge - self.position) >> self.scale
-        if rounded > self.right_edge:
-            self.right_edge = rounded
+        self.right_edge = rounded
         return units
 
     def window_update_due(self) -> bool:

@@ -13,7 +13,7 @@ is told by a serial number, as several bursts may leave at one moment of the clo
 is repeated after new octets is not older than they are.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from enum import Enum
 from operator import attrgetter
@@ -91,15 +91,14 @@ class Scoreboard:
     """One past the last position that has arrived."""
     _order: int = 0
     """Of the newest transmission."""
-    _newest_order: int = 0
-    """Of all that has arrived, what was sent last: in the place of RACK.xmit_ts."""
-    _newest_end: int = 0
-    """How much of that transmission has arrived: RACK.end_seq."""
+    _newest: tuple[int, int] = (0, 0)
+    """Of all that has arrived, what was sent last, and one past its end: in the place of
+    RACK.xmit_ts and RACK.end_seq."""
     _plain_round_trip: float = NEVER
     """The last that was measured on what was sent once."""
     _newest_round_trip: float = 0.0
     """RACK.rtt."""
-    _heard_at: float = -NEVER
+    _heard_at: float = NEVER
     """When that was measured."""
 
     # -- what is sent
@@ -124,8 +123,6 @@ class Scoreboard:
         self._take_from_sum(runs[index])
         self.in_flight += end - start
         self.repeated += end - start
-        if self._lost_from == start:
-            self._lost_from = end
         before = runs[index - 1] if index else None
         if before and before.order == order and before.repeated and before.fate is IN_FLIGHT:
             before.end = end  # the same burst
@@ -204,26 +201,22 @@ class Scoreboard:
         return None if repeated else sample
 
     def selected(self, start: int, end: int, now: float) -> int:
-        """The guest has the octets from `start` to before `end`; how many of them are news."""
+        """The guest has the octets from `start` to before `end`, all of which were sent and none
+        acknowledged; how many of them are news."""
         runs = self._runs
-        index = max(0, bisect_right(runs, start, key=_start) - 1)
-        if runs[index].fate is DELIVERED and runs[index].end >= end:
-            return 0  # each block is told of in several ACKs
         before = self.delivered
+        index = bisect_right(runs, start, key=_start) - 1
         while index < len(runs) and runs[index].start < end:
             run = runs[index]
             within = start <= run.start and run.end <= end
-            if run.end <= start or run.fate is DELIVERED or (self.full and not within):
-                index += 1
-                continue
-            if run.start < start:
-                index = self._cut(start)
-            self._cut(end)
-            run = runs[index]
-            self._arrived(run, run.end, now)
-            self._take_from_sum(run)
-            run.fate = DELIVERED
-            self.delivered += run.end - run.start
+            if run.fate is not DELIVERED and (within or not self.full):
+                index = self._cut(max(start, run.start))
+                self._cut(end)
+                run = runs[index]
+                self._arrived(run, run.end, now)
+                self._take_from_sum(run)
+                run.fate = DELIVERED
+                self.delivered += run.end - run.start
             index += 1
         if self.delivered != before:
             self._join(start, end)
@@ -234,24 +227,19 @@ class Scoreboard:
         round_trip = now - run.sent_at
         if not run.repeated:
             self._plain_round_trip = round_trip
-            if round_trip < self.smallest_round_trip:
-                self.smallest_round_trip = round_trip
+            self.smallest_round_trip = min(self.smallest_round_trip, round_trip)
             if end < self._furthest:
                 self.reordered = True
         elif round_trip < (self._plain_round_trip if self.reordered else self.smallest_round_trip):
             # Too soon to be the answer to the repetition. Where octets come late, the first
             # copy often follows its repetition; taken for that, it condemns a whole flight.
             return
-        if end > self._furthest:
-            self._furthest = end
-        if run.order > self._newest_order:
-            self._newest_order = run.order
-            self._newest_end = end
-        elif run.order == self._newest_order and end > self._newest_end:
-            self._newest_end = end
+        self._furthest = max(self._furthest, end)
+        self._newest = max(self._newest, (run.order, end))
         # The path as it is now: of all that is told at one moment, what was sent last.
-        if now > self._heard_at or round_trip < self._newest_round_trip:
-            self._newest_round_trip = round_trip
+        if now == self._heard_at:
+            round_trip = min(round_trip, self._newest_round_trip)
+        self._newest_round_trip = round_trip
         self._heard_at = now
 
     # -- what is lost
@@ -263,18 +251,15 @@ class Scoreboard:
         transmissions = self._transmissions
         self.judge_at = NEVER
         limit = self._newest_round_trip + patience
+        order, arrived = self._newest
         while transmissions:
             oldest = transmissions[0]
-            if oldest.order > self._newest_order:
+            if (oldest.order, oldest.start) >= self._newest:
                 break
-            end = oldest.end
-            if oldest.order == self._newest_order and end > self._newest_end:
-                end = self._newest_end
-            if end <= oldest.start:
-                break
-            if self._runs and end > self._runs[0].start:
+            end = min(oldest.end, arrived) if oldest.order == order else oldest.end
+            if end > self._runs[0].start:
                 due = oldest.sent_at + limit
-                if now < due and now - oldest.sent_at < limit:
+                if now < due:
                     self.judge_at = due
                     break
                 lost += self._lose(oldest.start, end, oldest.order)
@@ -287,7 +272,9 @@ class Scoreboard:
     def lose_first(self, length: int) -> None:
         """The first octets, at most `length`, count as lost: duplicate ACKs say so."""
         first = self._runs[0]
-        self._lose(first.start, min(first.end, first.start + length), first.order)
+        end = min(first.end, first.start + length)
+        self._cut(end)
+        self._lose(first.start, end, first.order)
 
     def lose_everything(self) -> bool:
         """Whatever is on its way counts as lost: the timer says so (RFC 8985, 6.3).
@@ -310,24 +297,16 @@ class Scoreboard:
         return reneged
 
     def _lose(self, start: int, end: int, order: int) -> int:
-        """Mark what is on its way since the transmission `order`; how many octets that is."""
+        """Mark what is on its way since the transmission `order`, in whole runs; how many octets
+        that is."""
         before = self.lost
         runs = self._runs
-        index = max(0, bisect_right(runs, start, key=_start) - 1)
-        while index < len(runs) and runs[index].start < end:
-            run = runs[index]
-            if run.end <= start or run.fate is not IN_FLIGHT or run.order != order:
-                index += 1
-                continue
-            if run.start < start:
-                index = self._cut(start)
-            self._cut(end)
-            run = runs[index]
-            self._take_from_sum(run)
-            run.fate = LOST
-            self.lost += run.end - run.start
-            self._lost_from = min(self._lost_from, run.start)
-            index += 1
+        for run in runs[bisect_left(runs, start, key=_start) : bisect_left(runs, end, key=_start)]:
+            if run.fate is IN_FLIGHT and run.order == order:
+                self._take_from_sum(run)
+                run.fate = LOST
+                self.lost += run.end - run.start
+                self._lost_from = min(self._lost_from, run.start)
         self._join(start, end)
         return self.lost - before
 
@@ -350,22 +329,16 @@ class Scoreboard:
         length = run.end - run.start
         if run.fate is IN_FLIGHT:
             self.in_flight -= length
-        elif run.fate is LOST:
-            self.lost -= length
         else:
-            self.delivered -= length
+            self.lost -= length
 
     def _cut(self, position: int) -> int:
         """See to it that a run starts at `position`, if one goes over it; the run's index."""
         runs = self._runs
-        index = bisect_right(runs, position, key=_start) - 1
-        if index < 0:
-            return 0
-        run = runs[index]
-        if run.start == position:
-            return index
-        if run.end > position:
+        index = bisect_left(runs, position, key=_start)
+        if index and runs[index - 1].end > position:
+            run = runs[index - 1]
             rest = Run(position, run.end, run.order, run.sent_at, run.repeated, run.fate)
-            runs.insert(index + 1, rest)
+            runs.insert(index, rest)
             run.end = position
-        return index + 1
+        return index

@@ -117,13 +117,11 @@ class Sender:
         """
         if self.next != self.end or self.scoreboard.lost or self.scoreboard.full:
             return 0
-        usable = self._limit() - self.next
+        usable = max(0, self._limit() - self.next)
         if usable >= TAKEN_AT_ONCE:
             return TAKEN_AT_ONCE - TAKEN_AT_ONCE % self.maximum_segment_size
         if usable >= self.maximum_segment_size:
             return usable
-        if usable <= 0:
-            return 0
         if self.next == self.acknowledged or usable * 2 >= self.window.largest:
             return usable
         return 0
@@ -281,10 +279,10 @@ class Sender:
         base, origin = self.acknowledged, self.sequence_of(self.acknowledged)
         positions = [base + difference(edge, origin) for edge in edges]
         blocks = list(zip(positions[::2], positions[1::2], strict=False))
-        first = blocks[0]
-        within_second = len(blocks) > 1 and blocks[1][0] <= first[0] and first[1] <= blocks[1][1]
-        if first[0] < first[1] and (first[1] <= position or within_second):
-            self._on_told_twice(*first)
+        start, end = blocks[0]
+        within_second = any(left <= start and end <= right for left, right in blocks[1:2])
+        if start < end and (end <= position or within_second):
+            self._on_told_twice(start, end)
         for left, right in sorted(blocks):  # the newest stands first, and has overtaken nothing
             if left >= right or right > self.next:
                 self.counters.count("tcp.bad_selective_acknowledgment")
@@ -311,7 +309,7 @@ class Sender:
                 return  # the window was shrunk; the timer probes
             if start > self.acknowledged and self._in_flight() >= self.congestion.window:
                 return  # only the first hole never waits: RFC 6675, 5, step 4.3
-            self._send_again(start, min(end, max(self.window.edge, start + 1)), transmit, now)
+            self._send_again(start, min(end, self.window.edge), transmit, now)
 
     def _patience(self) -> float:
         """How long something may be overtaken before it counts as lost: RFC 8985, 6.2, 4."""
@@ -333,7 +331,6 @@ class Sender:
         self.counters.count("tcp.loss_recovery")
         self.congestion.on_loss(self._flight_size(), now)
         self._recovery_point = self.next
-        self._slow = False
 
     def _end_repair(self) -> None:
         self._duplicate_acks = 0
@@ -379,7 +376,6 @@ class Sender:
         self._slow = True
         self._duplicate_acks = 0
         self.tail_probe.forget()
-        self.retransmit_at = now + self.round_trip.timeout
         # Into a window that has closed over it, too: then it is the probe.
         self._send_again(*self.scoreboard.first_lost(), transmit, now)
         return True
@@ -402,7 +398,7 @@ class Sender:
         """Repeat the last segment, so that its ACK tells of those before it (RFC 8985, 7.3)."""
         self.tail_probe.at = NEVER
         scoreboard = self.scoreboard
-        if not scoreboard.in_flight or scoreboard.lost or scoreboard.delivered:
+        if scoreboard.lost or scoreboard.delivered:
             return
         if self.window.edge < self.next:
             return

@@ -1,5 +1,8 @@
 """What is lost is found by time (RFC 8985), to the octet, whatever the guest says it has."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from attrs import define, field
 from hypothesis import example, given
@@ -11,6 +14,7 @@ from qemu_usernat.nat.tcp.scoreboard import (
     LOST,
     RUNS_MAXIMUM,
     Fate,
+    Run,
     Scoreboard,
 )
 from qemu_usernat.primitives.time import NEVER
@@ -129,6 +133,47 @@ def test_at_the_moment_that_was_named_there_is_something_to_judge(moment: float)
     assert board.judge(0.07, board.judge_at) == 1000
 
 
+@pytest.mark.parametrize("moment", [0.1 * number for number in range(1, 60)])
+def test_without_patience_a_gap_is_seen_in_the_moment_of_the_arrival_behind_it(
+    moment: float,
+) -> None:
+    """Likewise: no alarm is set for a hair later."""
+    board = sent((0, 2000, moment))
+    board.selected(1000, 2000, moment + 0.3)
+    assert board.judge(0.0, moment + 0.3) == 1000
+    assert board.judge_at == NEVER
+
+
+@pytest.mark.parametrize("acknowledged", [1000, 1500])
+def test_no_alarm_is_set_for_what_has_been_acknowledged(acknowledged: int) -> None:
+    """A repetition that arrived, sent after octets that are still missing."""
+    board = sent((0, 3000, 0.0))
+    board.selected(2000, 3000, 4.0)
+    board.judge(0.0, 4.0)
+    board.sent(3000, 4000, 5.0)
+    board.sent_again(0, 1000, 5.5)
+    board.sent_again(1000, 2000, 6.0)
+    board.acknowledged(acknowledged, 9.5)
+    assert board.judge(PATIENCE, 9.5) == 0
+    due = board.judge_at
+    assert due < 10.5
+    assert board.judge(PATIENCE, due) == 1000
+    assert board.judge_at == NEVER
+
+
+def test_gaps_of_two_bursts_that_touch_are_one() -> None:
+    """And are repeated in segments that are full."""
+    board = sent((0, 1500, 0.0), (1500, 3000, 0.1), (3000, 4000, 0.2))
+    board.selected(3000, 4000, 4.0)
+    assert board.judge(0.0, 4.0) == 3000
+    assert board.first_lost() == (0, 3000)
+
+
+def test_the_tail_is_the_last_burst() -> None:
+    """What was sent before it is none."""
+    assert sent((0, 1000, 0.0), (1000, 2500, 1.0)).last_start() == 1000
+
+
 def test_what_left_first_at_one_moment_is_known() -> None:
     """New octets may leave before the ACKs of their turn are read, and repetitions after that:
     that the new ones have arrived says nothing of the repetitions, and the other way round."""
@@ -172,9 +217,10 @@ def test_a_repetition_answered_too_soon_was_not_needed() -> None:
     assert board.judge(0.0, 20.0) == 0, "which was sent before the repetition"
 
 
-def test_where_octets_come_late_a_repetition_must_take_its_time() -> None:
+@pytest.mark.parametrize(("moment", "lost"), [(18.0, 0), (22.4, 0), (22.5, 4000), (23, 4000)])
+def test_where_octets_come_late_a_repetition_must_take_its_time(moment: float, lost: int) -> None:
     """An answer sooner than what was sent once takes at present is that to the late first copy:
-    it says nothing of a queue of octets between the two."""
+    it says nothing of a queue of octets between the two. One that took 10.5 seconds, too, does."""
     board = sent((0, 2000, 0.0), (2000, 4000, 1.0))
     board.selected(1000, 2000, 4.0)
     board.judge(0.0, 4.0)
@@ -183,8 +229,8 @@ def test_where_octets_come_late_a_repetition_must_take_its_time() -> None:
     assert board.reordered
     board.sent(4000, 8000, 12.0)
     board.sent_again(0, 1000, 12.0)
-    board.acknowledged(4000, 18.0)
-    assert board.judge(0.0, 50.0) == 0, "which was sent before the repetition"
+    board.acknowledged(4000, moment)
+    assert board.judge(0.0, 50.0) == lost, "which was sent before the repetition"
 
 
 @pytest.mark.parametrize(("repeated", "reordered"), [(False, True), (True, False)])
@@ -242,6 +288,7 @@ def test_a_part_of_what_is_lost_goes_first_and_the_rest_stays_lost() -> None:
         (3000, 8000, LOST),
         (8000, 9000, DELIVERED),
     ]
+    assert board.repeated == 3000
     assert board.acknowledged(4000, 9.0) is None
     assert (board.in_flight, board.delivered, board.lost) == (0, 1000, 4000)
     assert board.first_lost() == (4000, 8000)
@@ -249,7 +296,7 @@ def test_a_part_of_what_is_lost_goes_first_and_the_rest_stays_lost() -> None:
 
 def test_after_a_silence_all_is_lost_but_what_the_guest_has() -> None:
     """And nothing that was sent before can be judged again."""
-    board = sent((0, 2000, 0.0), (2000, 4000, 1.0))
+    board = sent((0, 2000, 0.0), (2000, 3000, 1.0), (3000, 4000, 1.5))
     board.selected(1000, 2000, 4.0)
     assert board.judge(PATIENCE, 4.5) == 0
     assert not board.lose_everything()
@@ -293,6 +340,66 @@ def test_every_second_octet_costs_a_bounded_number_of_runs() -> None:
     assert runs(board) == [(0, 5 * RUNS_MAXIMUM, DELIVERED)]
 
 
+def test_the_bound_holds_where_it_is_stepped_over() -> None:
+    """A block in the middle of a run makes three of it: one more than the bound is full, too. Then
+    a block that covers no whole run says nothing."""
+    last = 2 * RUNS_MAXIMUM
+    board = sent((0, last, 0.0))
+    for start in range(1, last, 2):
+        board.selected(start, start + 1, 4.0)
+    assert board.full
+    assert len(runs(board)) == RUNS_MAXIMUM + 1
+    start, end, fate = runs(board)[-1]
+    assert fate is IN_FLIGHT
+    assert board.selected(start + 1, end, 5.0) == 0
+    assert board.selected(start, end - 1, 5.0) == 0
+    assert board.selected(start, end, 5.0) == end - start
+
+
+class Watched(list[Run]):
+    """Runs, and how often one of them was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Run]:
+        for run in super().__iter__():
+            self.looks += 1
+            yield run
+
+
+def test_nothing_costs_more_because_there_are_many_gaps() -> None:
+    """Two thousand runs: each block, judgement, repetition and ACK looks at a few of them. Looking
+    at all would let a guest keep us busy with a few small segments."""
+    bursts = [(1000 * number, 1000 * number + 1000, 0.001 * number) for number in range(2000)]
+    board = sent(*bursts)
+    board._runs = watched = Watched(board._runs)
+    few = 100
+
+    def looks() -> int:
+        seen, watched.looks = watched.looks, 0
+        return seen
+
+    for number in range(1, 2000, 2):
+        start = 1000 * number
+        assert board.selected(start, start + 1000, 4.0 + 0.001 * number) == 1000
+        assert looks() < few
+        assert board.judge(0.0, 4.0 + 0.001 * number) == 1000
+        assert looks() < few
+    board.sent(2_000_000, 2_001_000, 7.0)
+    for number in range(0, 2000, 2):
+        start, end = board.first_lost()
+        assert start == 1000 * number
+        board.sent_again(start, end, 8.0)
+        assert looks() < few
+    for number in range(2000):
+        board.acknowledged(1000 * number + 1000, 12.0)
+        assert looks() < few
+
+
 # -- against one record for each octet
 
 
@@ -319,6 +426,7 @@ class Records:
     plain: float = NEVER
     round_trip: float = 0.0
     heard_at: float = -NEVER
+    repeated: int = 0
     reordered: bool = False
     reneged: bool = False
 
@@ -405,6 +513,7 @@ def compare(board: Scoreboard, records: Records) -> None:
     assert board.in_flight == records.count(IN_FLIGHT)
     assert board.delivered == records.count(DELIVERED)
     assert board.lost == records.count(LOST)
+    assert board.repeated == records.repeated
     assert board.smallest_round_trip == records.smallest
     assert board.reordered == records.reordered or records.reneged
     octets = [(at, run.fate) for run in board._runs for at in range(run.start, run.end)]
@@ -487,6 +596,7 @@ def test_runs_tell_what_a_record_of_each_octet_would(
             stop = min(stop, start + length)
             board.sent_again(start, stop, now)
             repetitions += 1
+            records.repeated += stop - start
             for at in range(start, stop):
                 records.octets[at] = Octet(order, now, True)
         compare(board, records)

@@ -1,4 +1,4 @@
-"""The clock of the tail probe alone; in a conversation it is in `test_flow_selective.py`."""
+"""The clock of the tail probe alone; in a conversation it is in `test_flow_tail.py`."""
 
 import pytest
 
