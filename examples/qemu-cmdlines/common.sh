@@ -7,7 +7,7 @@ PATH=$PWD/.venv/bin:$PATH
 : "${QEMU:=qemu-system-x86_64}"
 if [ -z "${KERNEL-}" ]; then
     read -r KERNEL INITRD <<END
-$(python -m qemu_usernat.testing.guest_image)
+$(python -m qemu_usernat.testing)
 END
 fi
 

@@ -6,12 +6,15 @@ It owns the thread, and what is held open in it; what that is, is the caller's a
 
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import trio
 from attrs import define, field
+
+CHECK_TIME = 0.5  # seconds after which it is looked whether the loop still runs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,12 +123,26 @@ class BackgroundLoop:
             raise LoopEnded("the background loop has ended") from self._error
 
     def call_sync(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function in the loop, as one that needs it there."""
+        """Run a function in the loop, as one that needs it there; also from another trio loop."""
+        result: Future[T] = Future()
 
-        async def called() -> T:
-            return function(*args, **kwargs)
+        def run() -> None:
+            try:
+                result.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                result.set_exception(error)
 
-        return self.call(called)
+        try:
+            self._token.run_sync_soon(run)
+        except trio.RunFinishedError:
+            self._thread.join()
+            raise LoopEnded("the background loop has ended") from self._error
+        while self._thread.is_alive():
+            with suppress(TimeoutError):
+                return result.result(CHECK_TIME)
+        if result.done():
+            return result.result()
+        raise LoopEnded("the background loop has ended") from self._error
 
     async def bridge(
         self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -172,20 +189,21 @@ class BackgroundLoop:
 
     def hold(self, manager: AbstractAsyncContextManager[T]) -> tuple[T, Callable[[], None]]:
         """Enter `manager` in the loop: what it gives, and what is to be called to leave it."""
+        value, held = self.call(self.begin, manager)
+        return value, lambda: self.call(self.end, held)
 
-        async def begin() -> tuple[T, Held[T]]:
-            held = Held(manager)
-            value: T = await self._nursery.start(held.run)
-            self._held.append(held)
-            return value, held
+    async def begin(self, manager: AbstractAsyncContextManager[T]) -> tuple[T, Held[T]]:
+        """In the loop: enter `manager`; what it gives, and the handle for `end`."""
+        held = Held(manager)
+        value: T = await self._nursery.start(held.run)
+        self._held.append(held)
+        return value, held
 
-        async def end(held: Held[T]) -> None:
-            if held in self._held:
-                self._held.remove(held)
-            await held.release()
-
-        value, held = self.call(begin)
-        return value, lambda: self.call(end, held)
+    async def end(self, held: Held[T]) -> None:
+        """In the loop: leave it. Once is enough."""
+        if held in self._held:
+            self._held.remove(held)
+        await held.release()
 
 
 def _alone(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ Three things are kept in the cache, each under a name made from all that it is m
 - ``images/``: a base with somebody's files: the kernel reads one archive after the other, so these
   are appended. A certificate made for one run makes such an image; they go after a day.
 
-``python -m qemu_usernat.testing.guest_image`` builds it and prints where kernel and initramfs are.
+``python -m qemu_usernat.testing`` builds it and prints where kernel and initramfs are.
 """
 
 import fcntl
@@ -352,8 +352,3 @@ def _add_packages(guest: Initramfs, root: Path) -> None:
             guest.directory(name)
         elif path.is_file():
             guest.file(name, path.read_bytes(), path.stat().st_mode & 0o7777)
-
-
-if __name__ == "__main__":
-    made = GuestImage.build()
-    print(made.kernel, made.initrd)

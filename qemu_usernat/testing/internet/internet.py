@@ -48,13 +48,14 @@ class Internet:
     later counts from then on.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        """`seed` decides all that is left to chance: what is lost."""
+    def __init__(self, seed: int = 0, authority: trustme.CA | None = None) -> None:
+        """`seed` decides all that is left to chance: what is lost. `authority` signs certificates;
+        without it there is a new one. `kept_authority` gives one for all tests of a machine."""
         unexpected: list[Unexpected] = []
         self._seed = seed
         self._stage = Stage(Names(unexpected), unexpected=unexpected)
         self._hosts: list[InternetHost] = []
-        self._authority: trustme.CA | None = None
+        self._authority = authority
 
     # -- defining
 
