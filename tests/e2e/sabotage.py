@@ -1,0 +1,58 @@
+"""A plugin that switches off, in the server, what each test is about: no such test may pass.
+
+pytest -p tests.e2e.sabotage tests/e2e/test_core.py
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+
+from qemu_usernat.delivery import Delivery
+from qemu_usernat.gateway.arp import ArpResponder
+from qemu_usernat.gateway.dhcp import DhcpServer
+from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.icmp import EchoResponder
+from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.testing import InternetHost
+from qemu_usernat.testing.internet.faults import Fault
+from qemu_usernat.testing.internet.world import InternetWorld
+
+
+def _refuse(world: InternetWorld, flow: TcpFlow, address: bytes, port: int) -> None:
+    flow.on_host_failed(None, trio.current_time())
+
+
+def _swallow(*_: object) -> Fault:
+    return Fault.BLACK_HOLE
+
+
+def _nothing(*_: object, **__: object) -> None:
+    return None
+
+
+def _true(*_: object, **__: object) -> bool:
+    return True
+
+
+FEATURES: dict[str, list[tuple[type, str, Callable[..., object]]]] = {
+    "arp": [(ArpResponder, "answer", _nothing)],
+    "dhcp": [(DhcpServer, "answer", _nothing)],
+    "dns": [(DnsForwarder, "on_query", _true)],
+    "icmp errors": [(Delivery, "unreachable", _nothing)],
+    "ping of the gateway": [(EchoResponder, "answer", _nothing)],
+    "ping": [(InternetWorld, "echo", _true)],
+    "refusal": [(InternetHost, "answer", _swallow)],
+    "tcp": [(InternetWorld, "dial", _refuse)],
+    "udp": [(InternetHost, "answer", _swallow)],
+}
+"""What of the server each of them is."""
+
+
+@pytest.fixture(autouse=True)
+def _switched_off(request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("feature")
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, replacement in FEATURES[marker.args[0]]:
+            patch.setattr(owner, name, replacement)
+        yield
