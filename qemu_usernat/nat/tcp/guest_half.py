@@ -372,11 +372,10 @@ class GuestHalf:
                 output.owe_soon(now)
             else:
                 output.owed = True  # more than one segment of a turn
-        elif receiver.offset_of(add(sequence, length)) <= 0:
-            output.owed = True  # all of it had come before; what comes with it may be new
-        else:
+        elif receiver.offset_of(add(sequence, length)) > 0:
             # Each is answered by an ACK of its own: the guest counts three of them before it
             # repeats what was lost, and waits for its timer otherwise (RFC 5681, 3.2 and 4.2).
+            # What had come before is here because of a FIN behind it, which is acknowledged.
             self.counters.count("tcp.out_of_order")
             self._single_acks = SINGLE_ACKS
             self._ack_alone()
@@ -384,7 +383,7 @@ class GuestHalf:
     def _ack_alone(self) -> None:
         """An ACK for this segment; from some on the turn's last one tells as much, in blocks."""
         untold = self.receiver.untold_blocks
-        if self.sender.selective and self._turn_acks == TURN_ACKS and untold < SELECTIVE_BLOCKS - 1:
+        if self.sender.selective and self._turn_acks >= TURN_ACKS and untold < SELECTIVE_BLOCKS - 1:
             self.output.owed = True
         else:
             self._turn_acks += 1

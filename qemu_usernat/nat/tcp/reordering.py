@@ -6,8 +6,6 @@ it got twice what was repeated (RFC 2883). Who overtook whom, the `Scoreboard` k
 
 from attrs import define
 
-from qemu_usernat.primitives.time import NEVER
-
 ROUNDS = 16  # recoveries after which needless repetitions are forgotten: RFC 8985, 6.2
 STEPS_MAXIMUM = 64  # of a quarter of a round trip each; a round trip bounds them anyway
 
@@ -27,7 +25,7 @@ class ReorderingWindow:
 
     def seconds(self, smallest: float, smoothed: float) -> float:
         """As of now, for the smallest and the smoothed round trip; no more than the latter."""
-        return min(smallest / 4 * self._steps, smoothed) if smallest < NEVER else smoothed
+        return min(smallest / 4 * self._steps, smoothed)
 
     def on_told_twice(self, length: int, repeated: int, acknowledged: int, following: int) -> bool:
         """The guest got `length` octets twice; False if that was the wire's doing: more came

@@ -184,6 +184,13 @@ def a_reset_is_guessed() -> Conversation:
     return talk
 
 
+@counts("reset_out_of_window")
+def a_reset_is_guessed_before_the_server_has_answered() -> Conversation:
+    talk = in_state(GuestState.SYN_HELD)
+    talk.guest.sends(RST, at=1)
+    return talk
+
+
 @counts("challenge_ack")
 def a_reset_is_guessed_better() -> Conversation:
     talk = Conversation.open()

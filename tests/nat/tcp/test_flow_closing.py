@@ -163,7 +163,8 @@ def test_time_wait_answers_the_fin_that_comes_again_and_starts_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "at"), [(ACK, 1), (SYN, -1), (RST | ACK, 1), (FIN | ACK, 1), (FIN | ACK, -5000)]
+    ("flags", "at"),
+    [(ACK, 1), (SYN, -1), (RST | ACK, 1), (FIN | ACK, 1), (FIN | ACK, -5000), (FIN | RST | ACK, 0)],
 )
 def test_time_wait_ends_in_time_whatever_else_comes(flags: int, at: int) -> None:
     """RFC 9293, 3.10.7.4: what may come is the guest's FIN again, and only that starts anew."""

@@ -7,7 +7,7 @@ from qemu_usernat.nat.tcp.output import DELAYED_ACK
 from qemu_usernat.nat.tcp.receiver import CAPACITY_INITIAL
 from qemu_usernat.nat.tcp.states import GuestState, HostState
 from qemu_usernat.primitives.sequence import MODULUS
-from qemu_usernat.wire.packets import ACK, PSH, SYN
+from qemu_usernat.wire.packets import ACK, FIN, PSH, SYN
 from tests.nat.tcp.conversation import MSS, Conversation
 
 G, H = GuestState, HostState
@@ -134,16 +134,19 @@ def test_a_segment_without_ack_is_dropped() -> None:
     assert talk.counters["tcp.no_ack"] == 1
 
 
-def test_an_ack_from_long_ago_is_challenged() -> None:
-    """RFC 5961, 5.2: data with an impossible acknowledgment is a blind guess."""
+@pytest.mark.parametrize(("ago", "heard"), [(65_535, b"forged"), (65_536, b"")])
+def test_an_ack_from_long_ago_is_challenged(ago: int, heard: bytes) -> None:
+    """RFC 5961, 5.2: data with an impossible acknowledgment is a blind guess. A window ago it was
+    possible, to the octet."""
     talk = Conversation.open(window=1000, scale=0)
     talk.host.says(b"x" * 1000)
     talk.guest.loses_everything()
     talk.guest.sends(ACK, ack=1000)
-    talk.guest.sends(PSH | ACK, b"forged", at=0, ack=1000 - 65_536)
-    assert talk.host.received == b""
-    talk.guest.gets(ACK)
-    assert talk.counters["tcp.challenge_ack"] == 1
+    talk.guest.sends(PSH | ACK, b"forged", at=0, ack=1000 - ago)
+    assert talk.host.received == heard
+    assert talk.counters["tcp.challenge_ack"] == (not heard)
+    if not heard:
+        talk.guest.gets(ACK)
 
 
 def test_what_an_old_ack_carries_counts_as_far_back_as_the_window_is_large() -> None:
@@ -249,6 +252,18 @@ def test_whatever_fills_a_part_of_a_gap_is_acknowledged_at_once() -> None:
     for number in range(SINGLE_ACKS + 5):
         talk.guest.sends(PSH | ACK, b"x", at=number)
         talk.guest.gets(ACK, ack=number + 1)
+    talk.guest.gets_nothing()
+
+
+def test_the_guests_end_and_its_last_octets_get_one_acknowledgment() -> None:
+    """Though each segment after a gap is acknowledged alone."""
+    talk = Conversation.open()
+    talk.guest.sends(ACK, bytes(MSS), at=MSS)
+    talk.guest.gets(ACK, ack=0)
+    talk.guest.sends(ACK, bytes(MSS), at=0)
+    talk.guest.gets(ACK, ack=2 * MSS)
+    talk.guest.sends(FIN | ACK, b"end", at=2 * MSS)
+    talk.guest.gets(ACK, ack=2 * MSS + 4)
     talk.guest.gets_nothing()
 
 

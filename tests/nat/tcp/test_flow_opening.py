@@ -200,3 +200,13 @@ def test_the_first_flight_is_ten_segments_of_the_guests_size() -> None:
     talk = Conversation.open(congestion="reno", mss=536)
     talk.host.says(bytes(20_000))
     assert [len(segment.payload) for segment in talk.guest.loses_everything()] == [536] * 10
+
+
+@pytest.mark.parametrize("ack", [-1, 1])
+def test_a_crossing_syn_that_acknowledges_something_else_is_answered_by_ours(ack: int) -> None:
+    """It may be of another attempt: our answer tells the guest, which resets it (RFC 9293, 3.5)."""
+    talk = in_state(GuestState.SYN_RECEIVED)
+    talk.guest.sends(SYN | ACK, ack=ack)
+    talk.guest.gets(SYN | ACK, at=-1, ack=0)
+    talk.guest.gets_nothing()
+    assert talk.flow.guest_state is GuestState.SYN_RECEIVED

@@ -113,6 +113,18 @@ def test_each_duplicate_lets_a_segment_follow() -> None:
     assert [segment.at // MSS for segment in talk.guest.loses_everything()] == [5, 13]
 
 
+def test_a_fin_beyond_a_gap_is_no_duplicate() -> None:
+    """RFC 5681, 2: it acknowledges the same, and says that the guest has ended."""
+    talk = Conversation.open()
+    talk.host.says(bytes(4 * MSS))
+    talk.guest.loses_everything()
+    for _ in range(4):
+        talk.guest.sends(FIN | ACK, at=5, ack=0)
+        talk.guest.gets(ACK, ack=0)
+    talk.guest.gets_nothing()
+    assert talk.counters["tcp.loss_recovery"] == 0
+
+
 def test_data_with_the_same_ack_is_no_duplicate() -> None:
     """RFC 5681, 2: a guest that talks while we do has lost nothing."""
     talk = Conversation.open()

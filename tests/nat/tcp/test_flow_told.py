@@ -136,6 +136,28 @@ def test_a_guest_that_hears_of_blocks_gets_four_acks_a_turn_and_a_last_one() -> 
     assert len(talk.guest.loses_everything()) == 5, "the next turn has its own"
 
 
+@pytest.mark.parametrize(
+    ("numbers", "acks"),
+    [
+        ([1, 2, 3, 4, 7, 9, 11], [1, 2, 3, 4, 4, 4, 5]),
+        ([1, 2, 3, 4, 5, 7, 9, 10], [1, 2, 3, 4, 4, 4, 5, 5]),
+        ([1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21], [1, 2, 3, 4, 4, 4, 5, 5, 5, 6, 6]),
+    ],
+)
+def test_beyond_four_acks_only_blocks_that_would_be_missed_are_told_of(
+    numbers: list[int], acks: list[int]
+) -> None:
+    """Three are told of at once: an ACK holds four, of which one may be that of what came twice;
+    and such an ACK does not bring back one for each segment."""
+    talk = Conversation.open(selective=True)
+    said = []
+    with talk.turn():
+        for number in numbers:
+            talk.guest.sends(ACK, bytes(MSS), at=number * MSS)
+            said.append(len(talk.line.segments))
+    assert said == acks
+
+
 def test_an_answer_does_not_hide_the_blocks() -> None:
     """Where both sides talk, what lies beyond a gap is told of, too (RFC 2018, 4)."""
     talk = Conversation.open(selective=True)

@@ -170,9 +170,14 @@ def test_the_table_is_whole() -> None:
         (65_535, 0, None),
     ],
 )
-def test_the_borders_of_the_window(at: int, length: int, taken: int | None) -> None:
+@pytest.mark.parametrize("ended", [False, True], ids=["both talk", "the server has ended"])
+def test_the_borders_of_the_window(at: int, length: int, taken: int | None, ended: bool) -> None:
     """To the octet: what has one of them inside counts, all else is out of the window (None)."""
     talk = Conversation.open(scale=None)
+    if ended:
+        talk.host.ends()
+        talk.guest.gets(FIN | ACK)
+        talk.guest.sends(ACK)
     talk.guest.sends(ACK, b"x" * length, at=at)
     assert len(talk.host.received) == (taken or 0)
     assert talk.counters["tcp.out_of_window"] == (taken is None)

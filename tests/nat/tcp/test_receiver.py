@@ -126,6 +126,9 @@ def test_a_segment_without_octets_moves_nothing() -> None:
     for start in (0, 1, receiver.right_edge):
         assert not accept(receiver, 0, start, b"")
     assert (receiver.queued, receiver.position, receiver.out_of_order) == (0, 0, [])
+    accept(receiver, 0, 10, STREAM[10:20])
+    assert not accept(receiver, 0, 20, b"")
+    assert told(receiver) == [(10, 20)]
 
 
 def test_what_is_kept_already_is_not_kept_twice() -> None:
@@ -161,6 +164,7 @@ def test_octets_that_came_early_and_lie_behind_the_fin_are_forgotten() -> None:
     accept(receiver, 0, 5, b"567")
     accept(receiver, 0, 8, b"89")
     accept(receiver, 0, 20, b"far")
+    assert kept(receiver) == [(5, b"56789"), (20, b"far")]
     assert not receiver.finish(add(1, 8))
     assert kept(receiver) == [(5, b"567")]
     accept(receiver, 0, 0, b"01234")
@@ -168,6 +172,15 @@ def test_octets_that_came_early_and_lie_behind_the_fin_are_forgotten() -> None:
     receiver.drain(server.send)
     assert server.received == b"01234567"
     assert not receiver.out_of_order
+
+
+def test_nothing_is_left_of_what_begins_where_the_guest_has_ended() -> None:
+    """Not even an object without octets."""
+    receiver = receiver_at(0)
+    accept(receiver, 0, 5, b"567")
+    accept(receiver, 0, 20, b"far")
+    assert not receiver.finish(add(1, 20))
+    assert kept(receiver) == [(5, b"567")]
 
 
 def test_octets_beyond_the_window_are_cut_off() -> None:
@@ -248,6 +261,26 @@ def test_a_window_moves_by_a_segment_or_not_at_all() -> None:
     receiver.drain(server.send)
     assert receiver.window_update_due()
     assert receiver.window() << WINDOW_SCALE >= MSS
+
+
+@pytest.mark.parametrize(("taken", "edge"), [(MSS - 1, 10_000), (MSS, 10_000 + MSS)])
+def test_a_window_moves_from_a_segment_on(taken: int, edge: int) -> None:
+    """To the octet."""
+    receiver, server = Receiver(MSS, Counters(), capacity=10_000), Server(taken)
+    receiver.begin(0, scaled=False)
+    accept(receiver, 0, 0, STREAM[:5000])
+    receiver.drain(server.send)
+    assert receiver.position + receiver.window() == receiver.right_edge == edge
+
+
+@pytest.mark.parametrize(("capacity", "window"), [(UNIT, 257), (UNIT - 1, 256)])
+def test_rounding_up_costs_64_kib_at_most(capacity: int, window: int) -> None:
+    """Beyond what there is room for; a queue that is fuller rounds down."""
+    receiver = receiver_at(0)
+    receiver.capacity = capacity
+    receiver.right_edge = ROUNDING_ROOM + 100
+    assert receiver.window() == window
+    assert receiver.right_edge == max(ROUNDING_ROOM + 100, (window << WINDOW_SCALE))
 
 
 def test_without_scaling_a_drained_queue_is_no_news() -> None:
@@ -365,6 +398,9 @@ def test_nothing_is_left_after_a_reset() -> None:
     receiver.discard()
     assert receiver.queued == 0
     assert not receiver.out_of_order
+    server = Server()
+    receiver.drain(server.send)
+    assert not server.received
 
 
 # -- what is told beside the acknowledgment (RFC 2018, RFC 2883)
@@ -411,7 +447,8 @@ def test_what_came_twice_is_told_of_first_and_once() -> None:
     assert told(receiver) == [(100, 200)], "not what lies ahead, nor nothing"
 
 
-def test_what_follows_on_octets_that_were_not_kept() -> None:
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_follows_on_octets_that_were_not_kept(asked: bool) -> None:
     """A guest with too many gaps, whose latest segments were all dropped: what comes then is kept
     where it continues a run, and told of."""
     receiver = receiver_at(0)
@@ -421,7 +458,8 @@ def test_what_follows_on_octets_that_were_not_kept() -> None:
     for start in range(2000, 2024, 3):
         accept(receiver, 0, start, b"?")
     accept(receiver, 0, end - 2, b"?!")
-    assert told(receiver) == []
+    if asked:
+        assert told(receiver) == []
     accept(receiver, 0, end, b"more")
     assert told(receiver) == [(end - 1, end + 4)]
 
@@ -436,6 +474,26 @@ def test_octets_that_follow_any_run_make_it_longer() -> None:
         (30, 45),
         (50, 70),
     ]
+
+
+def test_octets_that_follow_no_run_are_one_of_their_own() -> None:
+    """However long the others are: 40 is as far behind the last one as the first one is long."""
+    receiver = receiver_at(0)
+    for start, end in ((10, 20), (30, 35), (40, 45)):
+        accept(receiver, 0, start, STREAM[start:end])
+    assert kept(receiver) == [(10, STREAM[10:20]), (30, STREAM[30:35]), (40, STREAM[40:45])]
+
+
+def test_the_newest_block_is_told_first_though_its_beginning_was_not_kept() -> None:
+    """There was no room for that, and the block had been told of long ago (RFC 2018, 4)."""
+    receiver = receiver_at(0)
+    last = 10 + 3 * OUT_OF_ORDER_RUNS
+    for start in (last, *range(10, last - 3, 3)):
+        accept(receiver, 0, start, b"!")
+    assert len(receiver.out_of_order) == OUT_OF_ORDER_RUNS
+    accept(receiver, 0, last - 1, b"?!")
+    accept(receiver, 0, last + 1, b"more")
+    assert told(receiver)[0] == (last, last + 5)
 
 
 def test_half_of_a_window_that_is_not_scaled_is_worth_telling() -> None:
@@ -474,6 +532,14 @@ def test_arrivals_beyond_a_gap_are_not_remembered_without_end() -> None:
     for start in range(10, 2000, 2):
         accept(receiver, 0, start, STREAM[start : start + 1])
     assert len(receiver._recent) <= 8
+
+
+def test_eight_arrivals_beyond_a_gap_are_remembered() -> None:
+    """Those of two ACKs: where the newest four have become one block, older ones are told of."""
+    receiver = receiver_at(0)
+    for start in (10, 20, 30, 40, 50, 60, 70, 80, 75, 65, 55):
+        accept(receiver, 0, start, STREAM[start : start + 5])
+    assert told(receiver) == [(50, 85), (40, 45)]
 
 
 @given(isn=isns, arrivals=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12)), max_size=40))
@@ -516,9 +582,13 @@ def test_what_is_queued_is_what_was_left_and_what_has_come_since() -> None:
 @pytest.mark.parametrize(
     ("mss", "taken", "due"), [(1460, 2919, False), (1460, 2920, True), (65480, 130_960, True)]
 )
-def test_a_window_update_is_due_from_two_segments_on(mss: int, taken: int, due: bool) -> None:
-    """Or from half of the capacity on, if that is less: RFC 9293, 3.8.6.2.2."""
-    receiver, server = receiver_at(0, mss=mss), Server()
+@pytest.mark.parametrize("scale", [0, WINDOW_SCALE])
+def test_a_window_update_is_due_from_two_segments_on(
+    mss: int, taken: int, due: bool, scale: int
+) -> None:
+    """Or from half of the capacity on, if that is less: RFC 9293, 3.8.6.2.2. Whether or not the
+    window is scaled, to the octet."""
+    receiver, server = receiver_at(0, scale, mss), Server()
     receiver.window()
     accept(receiver, 0, 0, STREAM[:taken])
     receiver.drain(server.send)

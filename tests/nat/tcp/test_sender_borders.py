@@ -182,9 +182,9 @@ def test_no_window_is_asked_for_when_our_fin_has_arrived() -> None:
     assert b.sender.window.probe_at == NEVER
 
 
-@pytest.mark.parametrize(("position", "edge"), [(999, 1000), (1000, 6000)])
-def test_a_keepalive_that_acknowledges_less_opens_no_window(position: int, edge: int) -> None:
-    """It is older than what has been heard since."""
+@pytest.mark.parametrize(("position", "edge"), [(999, 1000), (1000, 6000), (1001, 1000)])
+def test_a_keepalive_opens_no_window_by_another_acknowledgment(position: int, edge: int) -> None:
+    """With less it is older than what has been heard since; with more it is none."""
     b = bench(window=1000)
     b.host_says(1000)
     b.acknowledges(1000, 0)
