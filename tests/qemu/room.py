@@ -14,14 +14,9 @@ import trustme
 
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.qemu.command_lines import netdev_arguments, version_of
-from qemu_usernat.testing import services
-from qemu_usernat.testing.console import CommandResult
-from qemu_usernat.testing.guest_image import GuestImage, default_cache
-from qemu_usernat.testing.virtual_machine import (
-    QEMU,
-    VirtualMachine,
-    find_accelerator,
-)
+from qemu_usernat.testing import CommandResult, GuestImage, VirtualMachine, services
+from qemu_usernat.testing.background import BackgroundLoop
+from qemu_usernat.testing.virtual_machine import QEMU
 
 START_TIME = 10.0  # seconds for the server to listen; one is usual
 LONG_TEXT = "x" * 200  # a TXT record of many such strings needs TCP
@@ -45,12 +40,11 @@ class Guest:
 
     machine: VirtualMachine
     ports: Ports
-    token: trio.lowlevel.TrioToken
+    loop: BackgroundLoop
 
     def exec(self, command: str, timeout: float = 60.0) -> CommandResult:
         """Status and output of a command in the guest."""
-        console = self.machine.console
-        return trio.from_thread.run(console.exec, command, timeout, trio_token=self.token)
+        return self.loop.call(self.machine.console.exec, command, timeout)
 
     def run(self, command: str, timeout: float = 60.0) -> str:
         """The output of a command that must succeed."""
@@ -85,7 +79,10 @@ def serving(listen: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 @asynccontextmanager
-async def living_guest(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
+async def living_guest(
+    image: GuestImage, folder: Path
+) -> AsyncIterator[tuple[VirtualMachine, Ports]]:
+    """A guest on a server of its own process, and the servers that the guest may talk to."""
     authority = trustme.CA()
     # The gateway is at an address, so the certificate is for that.
     tls = services.tls_for("10.0.2.2", authority)
@@ -108,11 +105,8 @@ async def living_guest(image: GuestImage, folder: Path) -> AsyncIterator[Guest]:
             listen = folder / "net.sock"
             network = netdev_arguments(version_of(QEMU), UnixEndpoint(str(listen)))
             network[-1] += ",romfile="
-            accelerator = await find_accelerator(image, default_cache())
             with serving(listen, "--host-loopback", f"--dns=127.0.0.1:{ports.dns}"):
-                async with VirtualMachine(
-                    image, folder=folder, network=network, accelerator=accelerator
-                ) as machine:
+                async with VirtualMachine(image, folder=folder, network=network) as machine:
                     await machine.console.write_file("/tmp/ca.pem", authority.cert_pem.bytes())
-                    yield Guest(machine, ports, trio.lowlevel.current_trio_token())
+                    yield machine, ports
             nursery.cancel_scope.cancel()
