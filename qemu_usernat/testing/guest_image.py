@@ -7,7 +7,8 @@ Three things are kept in the cache, each under a name made from all that it is m
 
 - ``packages/``: Debian's archives, as they were fetched. From then on no network is needed, and
   the same names give the same bytes. Remove a folder to have newer versions.
-- ``base/``: the kernel, and the initramfs of a set of packages and modules.
+- ``base/``: the kernel, and the initramfs of a set of packages and modules; they go when nobody
+  has used them for a month.
 - ``images/``: a base with somebody's files: the kernel reads one archive after the other, so these
   are appended. A certificate made for one run makes such an image; they go after a day.
 
@@ -64,7 +65,8 @@ ACCOUNTS = {
     "etc/resolv.conf": "",
 }
 FOR_PEOPLE = tuple(f"usr/share/{name}/" for name in ("doc", "info", "lintian", "locale", "man"))
-IMAGE_AGE = 86_400.0  # seconds that an image with somebody's files is kept after its last use
+BASE_AGE = 30 * 86_400.0  # seconds that a base is kept after its last use
+IMAGE_AGE = 86_400.0  # and an image with somebody's files
 
 
 @attrs.frozen
@@ -138,7 +140,10 @@ def _checked(files: Mapping[str, bytes | Path], ca: bytes | None) -> dict[str, t
 def _base(cache: Path, packages: list[str], modules: list[str]) -> GuestImage:
     kept = cache / "base" / _name(_recipe(), *packages, "", *modules)
     image = _image(kept)
-    if not kept.exists():
+    if kept.exists():
+        os.utime(kept)
+    else:
+        _forget_old(kept.parent, BASE_AGE)
         ours = _archives(cache, [KERNEL, *PACKAGES])
         theirs = _archives(cache, packages) if packages else []
         with _workshop(kept) as workshop:
@@ -175,7 +180,7 @@ def _with_files(
     if kept.exists():
         os.utime(kept)
         return image
-    _forget_old(kept.parent)
+    _forget_old(kept.parent, IMAGE_AGE)
     certificates = base.ca_bundle.read_bytes() + (ca or b"")
     guest = Initramfs()
     if ca is not None:
@@ -246,10 +251,10 @@ def _keep(workshop: Path, kept: Path, files: Mapping[Path, bytes]) -> None:
     whole.rename(kept)
 
 
-def _forget_old(images: Path) -> None:
+def _forget_old(images: Path, age: float) -> None:
     if images.exists():
         for image in images.iterdir():
-            if image.stat().st_mtime < time.time() - IMAGE_AGE:
+            if image.stat().st_mtime < time.time() - age:
                 shutil.rmtree(image, ignore_errors=True)
 
 

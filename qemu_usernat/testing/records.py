@@ -27,6 +27,9 @@ from qemu_usernat.wire.packets import ICMP, TCP, UDP, Buffer, IpPacket
 RECORDS_MAXIMUM = 100_000
 """Of each kind; the oldest is forgotten first: a test that runs for days does not eat memory."""
 
+LISTED_MAXIMUM = 30
+"""Records in one message: the last ones."""
+
 PINGS_MAXIMUM = 4096
 """Programs that ping, of which each answer is noted."""
 
@@ -133,25 +136,28 @@ T = TypeVar("T")
 
 
 class Records(Sequence[T]):
-    """Records in the order in which they began; `for`, `len`, indices, and `where`."""
+    """Records in the order in which they began; `for`, `len`, indices, and `where`.
 
-    def __init__(self, kind: str, records: Iterable[T] = ()) -> None:
+    One that is empty says so in its repr, and what there was instead.
+    """
+
+    def __init__(self, kind: str, records: Iterable[T] = (), among: Sequence[T] = ()) -> None:
         self._kind = kind
         self._records = deque(records, RECORDS_MAXIMUM)
+        self._among = among
 
     def where(self, **wanted: object) -> "Records[T]":
         """Those whose attributes have these values: ``flows.where(port=443, protocol="tcp")``.
 
         AttributeError for an attribute that they do not have.
         """
-        return Records(
-            self._kind,
-            (
-                record
-                for record in self._records
-                if all(getattr(record, name) == value for name, value in wanted.items())
-            ),
+        found = (
+            record
+            for record in self
+            if all(getattr(record, name) == value for name, value in wanted.items())
         )
+        words = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+        return Records(f"{self._kind} with {words}", found, among=tuple(self))
 
     def append(self, record: T) -> None:
         """For the one who keeps them."""
@@ -179,9 +185,18 @@ class Records(Sequence[T]):
         return self._records[index]
 
     def __repr__(self) -> str:
-        if not self._records:
-            return f"<no {self._kind}>"
-        return f"<{len(self)} {self._kind}:\n  " + "\n  ".join(map(repr, self._records)) + ">"
+        if self._records or not self._among:
+            return f"<{_listed(self._kind, tuple(self._records))}>"
+        return f"<no {self._kind}, among {_listed('', self._among)}>"
+
+
+def _listed(kind: str, records: Sequence[object]) -> str:
+    if not records:
+        return f"no {kind}"
+    left_out = len(records) - LISTED_MAXIMUM
+    lines = [f"{len(records)} {kind}".rstrip() + ":"]
+    lines += [f"({left_out} earlier ones left out)"] if left_out > 0 else []
+    return "\n  ".join([*lines, *map(repr, records[-LISTED_MAXIMUM:])])
 
 
 @define(eq=False)

@@ -1,6 +1,8 @@
 """The guest's image: what goes in is in it, the same goes in the same way, and it is kept."""
 
+import os
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing import debian
-from qemu_usernat.testing.guest_image import GuestImage, default_cache
+from qemu_usernat.testing.guest_image import BASE_AGE, IMAGE_AGE, GuestImage, default_cache
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # the first fetches packages
 
@@ -125,3 +127,14 @@ def test_the_cache_is_where_one_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("QEMU_USERNAT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_cache() == Path("/somewhere/qemu-usernat")
+
+
+def test_what_nobody_has_used_for_long_goes(base: GuestImage, cache: Path) -> None:
+    """Images with files after a day, bases after a month: a cache that only grows fills a disk."""
+    old, recent = cache / "images" / "old", cache / "images" / "recent"
+    for folder, age in ((old, IMAGE_AGE + 60), (recent, IMAGE_AGE - 600)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age,) * 2)
+    image = GuestImage.build(files={"/new": b"new"}, cache=with_base(cache, base))
+    assert sorted((cache / "images").iterdir()) == sorted([recent, image.initrd.parent])
+    assert time.time() - base.initrd.parent.stat().st_mtime < BASE_AGE / 2, "used just now"
