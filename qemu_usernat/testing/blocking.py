@@ -190,6 +190,11 @@ class Stream(_Facade[TcpStream]):
         """What has come, at least an octet; nothing at the end."""
         return self.loop.call(self.behind.receive_some, max_bytes)
 
+    def __iter__(self) -> Iterator[bytes]:
+        """What comes, until the end."""
+        while octets := self.receive_some():
+            yield octets
+
     def send_eof(self) -> None:
         """End this direction alone."""
         self.loop.call(self.behind.send_eof)
@@ -285,13 +290,14 @@ class Network:
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
         folder: Path | None = None,
+        accelerator: str | None = None,
         loop: BackgroundLoop | None = None,
     ) -> None:
         self._stack = ExitStack()
         self._own_loop = loop is None
         self.loop = BackgroundLoop() if loop is None else loop
         self._make: Callable[[], VirtualNetwork] = lambda: VirtualNetwork(
-            internet, settings, guests=guests, seed=seed, folder=folder
+            internet, settings, guests=guests, seed=seed, folder=folder, accelerator=accelerator
         )
         self.behind: VirtualNetwork
 

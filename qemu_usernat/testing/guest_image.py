@@ -92,8 +92,8 @@ class GuestImage:
         - `packages`: Debian packages; all their files, and those of the packages they depend on,
           but documentation. Their installation scripts are not run.
         - `files`: by their path in the guest: contents, or a file of the host to take them from.
-          A host's file that is executable stays so, and so are contents that begin with ``#!`` or
-          are an ELF program.
+          What begins with ``#!`` or is an ELF program can be run in the guest, and so can a file
+          of the host's that is executable.
         - `ca`: certificates in PEM that the guest trusts besides Debian's.
         - `modules`: kernel modules to load at boot, with those they depend on.
         - `cache`: the folder to keep all of it in; else $QEMU_USERNAT_CACHE, else
@@ -131,8 +131,11 @@ def _checked(files: Mapping[str, bytes | Path], ca: bytes | None) -> dict[str, t
                 content, executable = source.read_bytes(), os.access(source, os.X_OK)
             except OSError as error:
                 raise UserError(f"files[{path!r}]: {source}: {error.strerror}") from error
+        elif isinstance(source, bytes):
+            content, executable = source, False
         else:
-            content, executable = source, source.startswith((b"#!", b"\x7fELF"))
+            raise UserError(f"files[{path!r}]: {source!r}; allowed: contents as bytes, or a Path")
+        executable = executable or content.startswith((b"#!", b"\x7fELF"))
         added[path] = content, 0o755 if executable else 0o644
     return added
 

@@ -55,7 +55,8 @@ class VirtualNetwork:
 
     Without an `internet` there is one in which nothing is. `settings` are the network's, as in a
     configuration. Each of `guests` has a wire of its own; the first MAC address is QEMU's default
-    one. `seed` decides all that the faults leave to chance. `folder` gets the logs of machines.
+    one. `seed` decides all that the faults leave to chance. `folder` gets the logs of machines, and
+    `accelerator` is theirs where they are not given another one.
 
     Leaving the block raises what has gone wrong behind the test's back: a handler of the internet
     that raised, a bug in the server.
@@ -69,6 +70,7 @@ class VirtualNetwork:
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
         folder: Path | None = None,
+        accelerator: str | None = None,
     ) -> None:
         if not guests or len(set(guests)) != len(guests) or not all(map(_is_name, guests)):
             raise ValueError(
@@ -78,6 +80,7 @@ class VirtualNetwork:
         self.internet = Internet(seed) if internet is None else internet
         self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
         """Where the logs are."""
+        self._accelerator = accelerator
         self.flows: Records[FlowRecord] = Records("flows")
         """What guests have sent to the world: connections, datagrams, pings; the oldest first."""
         self.verdicts: Records[Verdict] = Records("verdicts")
@@ -198,6 +201,7 @@ class VirtualNetwork:
         name = self._named(guest)
         options.setdefault("network", self.netdev_arguments(name))
         options.setdefault("folder", self.folder / name)
+        options.setdefault("accelerator", self._accelerator)
         return VirtualMachine(image, **options)
 
     @asynccontextmanager

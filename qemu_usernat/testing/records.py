@@ -78,6 +78,11 @@ class FlowRecord:
         return self.destination[0]
 
     @property
+    def host(self) -> str:
+        """The name that was looked up, or the address where none was."""
+        return self.name or self.address
+
+    @property
     def port(self) -> int:
         """At which port."""
         return self.destination[1]
@@ -118,6 +123,11 @@ class Verdict:
     def address(self) -> str:
         """Where to."""
         return self.destination[0]
+
+    @property
+    def host(self) -> str:
+        """The name that was looked up, or the address where none was."""
+        return self.name or self.address
 
     @property
     def port(self) -> int:

@@ -30,7 +30,7 @@ def _names(function: Callable[..., object], *apart: str) -> tuple[str, ...]:
     return tuple(name for name in signature(function).parameters if name not in ("self", *apart))
 
 
-NETWORK_OPTIONS = _names(Network.__init__, "internet", "folder", "loop")
+NETWORK_OPTIONS = _names(Network.__init__, "internet", "folder", "accelerator", "loop")
 IMAGE_OPTIONS = _names(GuestImage.build, "ca", "cache")
 MACHINE_OPTIONS = _names(VirtualMachine.__init__, "image", "network", "folder", "accelerator")
 BOOTABLE = ("kernel", "disk", "command")
@@ -127,7 +127,13 @@ class HarnessSession:
         self._end_living()
         folder = new_folder()
         with ExitStack() as stack:
-            network = Network(internet, loop=self.loop, folder=folder, **options.network)
+            network = Network(
+                internet,
+                loop=self.loop,
+                folder=folder,
+                accelerator=self._accelerator,
+                **options.network,
+            )
             stack.enter_context(network)
             self._living = _Living(options, reach, folder, network, stack.pop_all())
         return network
@@ -141,9 +147,7 @@ class HarnessSession:
                 return living.machine
             living.machine = None  # a test before this one has powered it off, say
             living.power.close()
-        machine = living.network.machine(
-            image, accelerator=self._accelerator, **living.options.machine
-        )
+        machine = living.network.machine(image, **living.options.machine)
         living.log_begins = 0
         living.machine = living.power.enter_context(machine)
         living.image = image

@@ -266,16 +266,15 @@ class VirtualMachine:
                 self._qmp_socket.close()
 
     def _start(self, accelerator: str, log: IO[bytes]) -> None:
+        line = self._line(accelerator)
+        if shutil.which(line[0]) is None:
+            raise UserError(f"{line[0]} was not found: install QEMU, or name another")
         ours, console = socket.socketpair()
         self._qmp_socket, qmp = socket.socketpair()
         with console, qmp, (self.folder / "qemu.log").open("wb") as words:
-            command = [*self._line(accelerator), *self._ports(console.fileno(), qmp.fileno())]
-            if shutil.which(command[0]) is None:
-                ours.close()
-                self._qmp_socket.close()
-                raise UserError(f"{command[0]} was not found: install QEMU, or name another")
+            ports = self._ports(console.fileno(), qmp.fileno())
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
+                ["setpriv", "--pdeathsig", "KILL", *line, *ports],
                 stdin=subprocess.DEVNULL,
                 stdout=words,
                 stderr=words,

@@ -62,8 +62,11 @@ def test_files_and_certificates_are_added(base: GuestImage, cache: Path, tmp_pat
     host = tmp_path / "tool"
     host.write_bytes(b"binary")
     host.chmod(0o700)
+    script = tmp_path / "script"
+    script.write_bytes(b"#!/bin/sh\n")
     files: dict[str, bytes | Path] = {
         "/opt/a/script": b"#!/bin/sh\n",
+        "/opt/a/copy": script,
         "/etc/data": b"\0\xff",
         "/usr/bin/tool": host,
     }
@@ -74,6 +77,7 @@ def test_files_and_certificates_are_added(base: GuestImage, cache: Path, tmp_pat
     guest = unpacked(image, room, base.initrd.stat().st_size)
     assert (guest / "opt/a/script").read_bytes() == b"#!/bin/sh\n"
     assert (guest / "opt/a/script").stat().st_mode & 0o777 == 0o755
+    assert (guest / "opt/a/copy").stat().st_mode & 0o777 == 0o755
     assert (guest / "etc/data").read_bytes() == b"\0\xff"
     assert (guest / "etc/data").stat().st_mode & 0o777 == 0o644
     assert (guest / "usr/bin/tool").stat().st_mode & 0o777 == 0o755
@@ -114,6 +118,8 @@ def test_what_cannot_be_is_told(base: GuestImage, cache: Path, tmp_path: Path) -
         build(files={"etc/x": b""})
     with pytest.raises(UserError, match=r"files\['/x'\]: .*none: No such file"):
         build(files={"/x": tmp_path / "none"})
+    with pytest.raises(UserError, match=r"files\['/x'\]: 'text'; allowed: contents as bytes, or"):
+        build(files={"/x": "text"})  # type: ignore[dict-item]
     with pytest.raises(UserError, match=r"ca: no certificate in it; allowed: .*PEM"):
         build(ca=b"\x30\x82")
     with pytest.raises(UserError, match="no network"):

@@ -57,6 +57,7 @@ async def test_a_guest_s_page_leaves_its_traces(
         assert (query.name, query.type, query.answers) == ("site.example", "A", (SITE,))
         (verdict,) = network.verdicts
         assert verdict.allowed
+        assert verdict.host == "site.example"
         assert (verdict.name, verdict.address, verdict.port) == ("site.example", SITE, 80)
         await trio.testing.wait_all_tasks_blocked()
         (flow,) = network.flows
@@ -101,7 +102,7 @@ async def test_pings_are_flows_too(autojump_clock: MockClock) -> None:
         await guest.ping(SITE)
         with pytest.raises(OSError, match="prohibited"):
             await guest.ping("198.51.100.7")
-        outcomes = {flow.address: flow.outcome for flow in network.flows.where(protocol="icmp")}
+        outcomes = {flow.host: flow.outcome for flow in network.flows.where(protocol="icmp")}
         assert outcomes == {SITE: Outcome.OPEN, "198.51.100.7": Outcome.REFUSED}
 
 
@@ -232,6 +233,18 @@ def test_qemu_s_arguments_put_it_on_the_wire(tmp_path: Path) -> None:
             assert "romfile" not in network.netdev_arguments("two", boot=True)[-1]
 
     trio.run(main)
+
+
+async def test_the_accelerator_of_its_machines_is_the_network_s(tmp_path: Path) -> None:
+    """Unless one of them has another: what is wrong with it is told when that machine starts."""
+    async with VirtualNetwork(folder=tmp_path, accelerator="warp") as network:
+        for machine, said in (
+            (network.machine(kernel=tmp_path), "warp"),
+            (network.machine(kernel=tmp_path, accelerator="sail"), "sail"),
+        ):
+            with pytest.raises(UserError, match=f"accelerator: '{said}'; allowed: kvm, tcg"):
+                async with machine:
+                    pass
 
 
 @pytest.mark.parametrize("guests", [(), ("one", "one"), ("../one",)])

@@ -5,9 +5,9 @@ that the test has set. What nobody has defined is refused at once, and noted in 
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from ssl import SSLContext
 
 import trio
@@ -30,6 +30,10 @@ from qemu_usernat.testing.internet.world import InternetWorld
 
 LISTED_MAXIMUM = 50
 """Lines in one message about what was unexpected."""
+
+FREE_ADDRESSES = IPv4Network("198.18.0.0/15")
+"""Of hosts that were given none: for networks of tests alone (RFC 2544, appendix C.2.2), and apart
+from the three that documents use, as tests write those by hand."""
 
 
 class Internet:
@@ -55,25 +59,32 @@ class Internet:
         self._seed = seed
         self._stage = Stage(Names(unexpected), unexpected=unexpected)
         self._hosts: list[InternetHost] = []
+        self._free_addresses: Iterator[IPv4Address] = FREE_ADDRESSES.hosts()
         self._authority = authority
+
+    def __repr__(self) -> str:
+        return f"<Internet of {self._listed()}; {len(self.unexpected)} unexpected>"
+
+    def _listed(self) -> str:
+        hosts = (f"{host} ({', '.join(host.addresses)})" for host in self._hosts)
+        return ", ".join(hosts) or "no host"
 
     # -- defining
 
     def host(self, name: str | None, *addresses: str, aliases: Iterable[str] = ()) -> InternetHost:
         """A new host. Its names say its addresses, and its addresses say `name`.
 
-        It answers pings; every other service has to be defined. `aliases` are further names.
+        Where a test does not care, a name is enough: the host gets an address of its own. It
+        answers pings; every other service has to be defined. `aliases` are further names.
         """
         names = ((name,) if name is not None else ()) + tuple(aliases)
         for each in names:
             parse_name(each)
-        if not addresses:
-            raise ValueError(
-                f'host {name!r} has no address; allowed: one or more, like "203.0.113.10"'
-            )
-        packed = [self._checked_address(address) for address in addresses]
         if name is not None and any(_same(name, host.name) for host in self._hosts):
             raise ValueError(f'name {name!r} is taken: internet["{name}"] is that host')
+        if not addresses:
+            addresses = (self._free_address(),)
+        packed = [self._checked_address(address) for address in addresses]
         host = InternetHost(
             name,
             addresses,
@@ -86,6 +97,14 @@ class Internet:
         self._stage.hosts.update(dict.fromkeys(packed, host))
         self._stage.names.define_address(names, addresses)
         return host
+
+    def _free_address(self) -> str:
+        return next(
+            str(address)
+            for address in self._free_addresses
+            if address.packed not in self._stage.hosts
+            and not any(address in subnet for subnet in self._stage.subnets)
+        )
 
     def _checked_address(self, address: str) -> bytes:
         allowed = 'a unicast IPv4 address, like "203.0.113.10"'
@@ -166,8 +185,7 @@ class Internet:
                 _same(name_or_address, name) for name in names
             ):
                 return host
-        there = ", ".join(f"{host} ({', '.join(host.addresses)})" for host in self._hosts)
-        raise KeyError(f"no host {name_or_address!r}; there is: {there or 'none'}")
+        raise KeyError(f"no host {name_or_address!r}; there is: {self._listed()}")
 
     @property
     def hosts(self) -> tuple[InternetHost, ...]:

@@ -57,7 +57,7 @@ class Unexpected:
         """What a test writes to define it."""
         if self.protocol == "dns":
             if self.name == "A":
-                return f'internet.host("{self.destination}", "203.0.113.1")'
+                return f'internet.host("{self.destination}")'
             return f'internet.dns("{self.destination}", "{self.name}", ...)'
         name = f'"{self.name}"' if self.name else None
         host = f'internet.host({name}, "{self.destination}")'

@@ -1,5 +1,7 @@
 """Names that a test defines, as a guest asks for them at its gateway."""
 
+from ipaddress import IPv4Network
+
 import dns.flags
 import dns.message
 import dns.rcode
@@ -7,6 +9,9 @@ import dns.rdatatype
 import pytest
 import trio
 
+from qemu_usernat.app import Server
+from qemu_usernat.config.configuration import Config
+from qemu_usernat.config.network import Network
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.names import Names
 from tests.scripted_guest import NAMESERVER
@@ -44,6 +49,25 @@ async def test_a_host_s_name_says_its_addresses_and_they_say_it(internet: Intern
         answer = await ask(guest, "example.com", "AAAA")
         assert (answer.rcode(), data(answer)) == (dns.rcode.NOERROR, [])
     internet.assert_nothing_unexpected()
+
+
+@jumping
+async def test_a_host_has_an_address_without_being_given_one(internet: Internet) -> None:
+    """One that is nobody else's, the same in each run, and outside of the guests' own network."""
+    internet.host("one.example", "198.18.0.1")
+    two, three = internet.host("two.example"), internet.host(None)
+    assert (two.addresses, three.addresses) == (("198.18.0.2",), ("198.18.0.3",))
+    with pytest.raises(ValueError, match=r"name 'two\.example' is taken"):
+        internet.host("two.example")
+    assert "two.example (198.18.0.2), 198.18.0.3 (198.18.0.3); 0 unexpected" in repr(internet)
+    async with guest_with(internet) as guest:
+        assert data(await ask(guest, "two.example")) == ["198.18.0.2"]
+    other = Internet()
+    server = Server(
+        Config(network=Network(subnet=IPv4Network("198.18.0.0/24"))), make_world=other.make_world
+    )
+    server.close()
+    assert other.host("one.example").addresses == ("198.18.1.0",)
 
 
 @jumping
@@ -113,7 +137,7 @@ async def test_a_name_that_nobody_defined_does_not_exist_and_is_noted(internet: 
     ]
     with pytest.raises(AssertionError) as caught:
         internet.assert_nothing_unexpected()
-    assert 'internet.host("nosuch.example", "203.0.113.1")' in str(caught.value)
+    assert 'internet.host("nosuch.example")' in str(caught.value)
     assert 'internet.dns("nosuch.example", "MX", ...)' in str(caught.value)
 
 
