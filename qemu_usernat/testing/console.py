@@ -54,6 +54,7 @@ SILENCE = 20.0  # seconds without a byte in the middle of an answer
 ATTEMPTS = 5  # to hear an answer unspoilt
 INTERRUPTS = (b"\x03", b"\x03", b"\x1c")  # Ctrl-C, Ctrl-C, Ctrl-\
 DEFAULT_TIME_LIMIT = 60.0  # seconds
+GIVE_BACK = "stty echo opost 2>/dev/null; "
 QUIET = 0.3  # seconds without a word after a prompt: then the guest waits for us
 LOOK_BACK = 65_536  # bytes before new ones that are searched again for a pattern's begin
 SHELL_PROMPT = rb"[#$%>] ?"
@@ -125,6 +126,7 @@ class VmConsole:
         self._answer: Answer | None = None  # the one that is being listened for
         self._name = secrets.token_hex(6)
         self._output = ""  # the file in the guest; empty until a shell has answered
+        self._silenced = False  # a shell waits for a line, and `exec` has turned its echo off
         self._busy = False  # something runs in the foreground that nobody waits for any more
         self._arrivals: trio.Event | None = None  # set by the task that reads, if there is one
         self._lost = ""  # how the stream ended
@@ -248,6 +250,9 @@ class VmConsole:
         shows it once more, and the second copy counts as said.
         """
         async with self._turns:
+            if self._silenced and end == "\n":  # what is typed next may be for other programs
+                text = f"{GIVE_BACK}{text}"
+                self._silenced, self._output = False, ""
             if echoed:
                 self._echo.sent(text.encode(), whole=bool(end))
             await self._type((text + end).encode())
@@ -326,6 +331,7 @@ class VmConsole:
             await self._interrupt()
         elif not self._output:
             await self._synchronise()
+        self._silenced = True
         shown = command if len(command) <= LINE else command.partition("\n")[0][:LINE] + " …"
         self._write_log(f"\n$ {shown}\n".encode())
         script = command.encode()
@@ -427,6 +433,7 @@ class VmConsole:
         if not folder:
             raise ConsoleLost("the shell can write to none of /dev/shm, /run and /tmp")
         self._output = f"{folder.decode()}/.console-{self._name}"
+        self._silenced = True
 
     async def _interrupt(self) -> None:
         for key in INTERRUPTS:
@@ -489,6 +496,7 @@ class VmConsole:
     def _consume(self, wanted: re.Pattern[bytes], start: int) -> re.Match[bytes]:
         found = wanted.search(bytes(self._unread), start)
         assert found is not None
+        self._silenced = False
         del self._unread[: found.end()]
         return found
 

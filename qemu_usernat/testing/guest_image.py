@@ -66,6 +66,7 @@ ACCOUNTS = {
 }
 FOR_PEOPLE = tuple(f"usr/share/{name}/" for name in ("doc", "info", "lintian", "locale", "man"))
 BASE_AGE = 30 * 86_400.0  # seconds that a base is kept after its last use
+KERNEL_MEMORY = 80  # MiB that a guest's kernel takes for itself, generously
 IMAGE_AGE = 86_400.0  # and an image with somebody's files
 
 
@@ -76,6 +77,15 @@ class GuestImage:
     kernel: Path
     initrd: Path
     ca_bundle: Path
+
+    @property
+    def memory_minimum(self) -> int:
+        """MiB of memory that it can be unpacked in.
+
+        The archive is there until all of it is unpacked, and what is unpacked may take half of the
+        rest: beyond that the kernel leaves files out, without a word.
+        """
+        return KERNEL_MEMORY + 3 * -(-self.initrd.stat().st_size // (1 << 20))
 
     @classmethod
     def build(

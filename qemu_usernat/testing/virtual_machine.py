@@ -39,6 +39,7 @@ from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.testing.qmp import Qmp, QmpEvent, QmpLost
 
 QEMU = "qemu-system-x86_64"
+MEMORY = 512  # MiB
 KVM_TIME = 10.0  # seconds for a guest to boot under KVM; one second is usual
 BOOT_TIME = 90.0  # seconds; under TCG four are usual, on a busy machine many more
 EVENT_TIME = 30.0  # seconds for an event to come
@@ -60,10 +61,11 @@ class VirtualMachine:
       monitor and QMP to us.
 
     `network` is QEMU's arguments for the card (`netdev_arguments` makes them), `arguments` are any
-    others, `memory` is in MiB. `accelerator` is "kvm" or "tcg"; None is KVM where a guest truly
-    boots with it. `folder` gets console.log, qemu.log and, where there is a second serial port,
-    kernel.log; a new temporary one is made if it is not given. With `reboots` a guest that reboots
-    does so; otherwise that ends QEMU, and so does a panic.
+    others. `memory` is in MiB; None is 512, or more where `image` needs more. `accelerator` is
+    "kvm" or "tcg"; None is KVM where a guest truly boots with it. `folder` gets console.log,
+    qemu.log and, where there is a second serial port, kernel.log; a new temporary one is made if it
+    is not given. With `reboots` a guest that reboots does so; otherwise that ends QEMU, and so does
+    a panic.
 
     UserError, with QEMU's own words, when it does not start or `image` does not come up in
     `boot_time_limit` seconds.
@@ -89,7 +91,7 @@ class VirtualMachine:
         architecture: str = "x86_64",
         machine: str | None = None,
         accelerator: str | None = None,
-        memory: int = 512,
+        memory: int | None = None,
         cpus: int = 1,
         reboots: bool = False,
         folder: Path | None = None,
@@ -104,13 +106,17 @@ class VirtualMachine:
             )
         if taken := next((word for word in command if word in OURS), None):
             raise UserError(f"command: {taken!r}; allowed: all but {', '.join(OURS)}")
+        needed = 0 if image is None else image.memory_minimum
+        if memory is not None and memory < needed:
+            raise UserError(f"memory: {memory} MiB; allowed for this image: {needed} or more")
         self._facts = architecture_named(architecture)
         self._image, self._kernel, self._initrd, self._append = image, kernel, initrd, append
         self._disk, self._keep_changes, self._command = disk, keep_changes, list(command)
         self._network = hot_plug.with_ids(network)
         self._arguments, self._architecture = list(arguments), architecture
         self._machine, self._accelerator = machine or self._facts.machine, accelerator
-        self._memory, self._cpus, self._reboots = memory, cpus, reboots
+        self._memory = max(MEMORY, needed) if memory is None else memory
+        self._cpus, self._reboots = cpus, reboots
         self._boot_time_limit = boot_time_limit
         self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
         """Where the logs are."""

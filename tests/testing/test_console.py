@@ -90,6 +90,19 @@ async def test_output_is_exact_in_any_shell(shell: list[str], columns: int) -> N
         assert await console.exec("echo 'it''s' \"$((6 * 7))\"\necho two") == (0, b"its 42\ntwo\n")
 
 
+async def test_a_dialogue_after_commands(shell: list[str], columns: int) -> None:
+    """The terminal echoes again: what a program says is not taken for the echo of its input."""
+    async with terminal(shell, columns) as console:
+        for name in ("one", "two"):
+            assert await console.exec("echo hello") == (0, b"hello\n")
+            await console.send_line("printf 'who? '; read -r name; echo \"hello, $name\"")
+            await console.wait_for(r"who\? ")
+            await console.send_line(name)
+            await console.wait_for(f"hello, {name}\r")
+            with pytest.raises(WaitTimeout):
+                await console.wait_for(name, timeout=0.5)
+
+
 async def test_commands_of_any_length(shell: list[str], columns: int) -> None:
     """Lengths around every limit on the way, of line, piece and terminal, make no difference."""
     async with terminal(shell, columns) as console:

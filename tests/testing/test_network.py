@@ -79,7 +79,7 @@ async def test_what_nobody_defined_is_refused_and_recorded(autojump_clock: MockC
         with pytest.raises(ConnectionRefusedError):
             await guest.connect_tcp("198.51.100.7", 443)
         assert [flow.outcome for flow in network.flows.where(port=443)] == [Outcome.REFUSED]
-        assert [note.destination for note in network.internet.unexpected] == ["198.51.100.7"]
+        assert [note.host for note in network.internet.unexpected] == ["198.51.100.7"]
 
 
 async def test_what_the_gateway_refuses_is_a_verdict(autojump_clock: MockClock) -> None:

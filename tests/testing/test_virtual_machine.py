@@ -212,6 +212,26 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
         VirtualMachine(kernel=tmp_path, architecture="vax")
 
 
+async def test_a_guest_has_all_its_files_or_is_not_started(tmp_path: Path) -> None:
+    """With too little memory the kernel would leave files out and say nothing."""
+    image = GuestImage.build(files={"/zz/the-last": b"here"})
+    least = image.memory_minimum
+    with pytest.raises(UserError, match=f"memory: {least - 1} MiB; allowed .*: {least} or more"):
+        VirtualMachine(image, memory=least - 1)
+    async with VirtualMachine(image, memory=least, folder=tmp_path) as machine:
+        assert await machine.console.read_file("/zz/the-last") == b"here"
+
+
+def test_a_large_image_has_the_memory_that_it_needs(tmp_path: Path) -> None:
+    """Without being asked: packages make images large."""
+    large = GuestImage(tmp_path / "kernel", tmp_path / "initrd", tmp_path / "certificates")
+    with large.initrd.open("wb") as initrd:
+        initrd.truncate(200 << 20)  # of holes
+    machine = VirtualMachine(large)
+    assert large.memory_minimum == 680
+    assert "-m 680 " in " ".join(machine._line("tcg"))
+
+
 @pytest.mark.parametrize(
     ("architecture", "wanted"),
     [

@@ -44,6 +44,11 @@ class Unexpected:
     """None for "dns": the gateway asks for its guests. The port of a ping is 0."""
     time: float
 
+    @property
+    def host(self) -> str:
+        """The name that was asked for or looked up, or the address where none was."""
+        return self.destination if self.protocol == "dns" else self.name or self.destination
+
     def __str__(self) -> str:
         if self.protocol == "dns":
             return f"DNS query for {self.destination} ({self.name})"
