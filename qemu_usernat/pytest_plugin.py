@@ -108,17 +108,22 @@ def usernat(
 ) -> Iterator["Network"]:
     """The network between guest and `internet`: flows, verdicts, capture, faults, server."""
     scope = _scope(request.config)
+    alone = "vm" not in request.fixturenames
     node: pytest.Item = request.node
     reach = {"function": node.nodeid, "module": node.nodeid.partition("::")[0], "session": ""}
     name = "usernat-" + re.sub(r"\W+", "-", node.name)[:40]
     try:
         network = _usernat_session.begin(
-            _options(request), reach[scope], internet, lambda: tmp_path_factory.mktemp(name)
+            _options(request),
+            reach[scope],
+            internet,
+            lambda: tmp_path_factory.mktemp(name),
+            alone=alone,
         )
         node.user_properties.append((FOLDER, str(_usernat_session.folder)))
         yield _for_test(network, request)
     finally:
-        _usernat_session.end(shared=scope != "function")
+        _usernat_session.end(shared=not alone and scope != "function")
 
 
 @pytest.fixture

@@ -50,6 +50,10 @@ def test_every_command_of_the_readme_is_known_here() -> None:
     commands = {line for block in blocks("sh") for line in block.splitlines()}
     tested = {
         "make demo",  # tests/qemu/test_demo.py
+        "python3 -m venv .venv",  # this and what follows: tests/e2e/test_tutorial.py
+        ". .venv/bin/activate",
+        "pip install qemu-usernat pytest",
+        "pytest test_hello.py",
         "qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img",  # tests/qemu, with a guest
         "qemu-usernat serve --listen unix:/tmp/guest.sock",  # tests/test_app.py, tests/qemu
         "qemu-usernat cmdline --listen unix:/tmp/guest.sock --qemu-version 9.2",  # below

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import trio
@@ -18,6 +18,10 @@ CHECK_TIME = 0.5  # seconds after which it is looked whether the loop still runs
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+__tracebackhide__ = (
+    True  # from pytest's reports: how a call gets into the loop tells nobody anything
+)
 
 
 class LoopEnded(Exception):  # noqa: N818  # reads as what happened
@@ -121,6 +125,9 @@ class BackgroundLoop:
         except (trio.RunFinishedError, trio.Cancelled):
             self._thread.join()  # the reason is known when it is gone
             raise LoopEnded("the background loop has ended") from self._error
+        except Exception as error:
+            error.__traceback__ = _from(called.__code__, error.__traceback__)
+            raise
 
     def call_sync(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in the loop, as one that needs it there; also from another trio loop."""
@@ -211,3 +218,11 @@ def _alone(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _from(code: CodeType, trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from where `code` runs: without trio's way there."""
+    inner = trace
+    while inner is not None and inner.tb_frame.f_code is not code:
+        inner = inner.tb_next
+    return inner or trace

@@ -40,6 +40,8 @@ from qemu_usernat.testing.virtual_machine import EVENT_TIME, VirtualMachine
 
 T = TypeVar("T")
 
+__tracebackhide__ = True  # from pytest's reports: the caller's line and the error are what counts
+
 
 class _Facade(Generic[T]):
     """Something that lives in `loop`; `behind` is it."""

@@ -100,6 +100,7 @@ class Capture:
 
         Also where frames have left the capture, as one of them may have been such a frame.
         """
+        __tracebackhide__ = True
         found = self.frames(which)
         if found:
             raise AssertionError(
@@ -116,6 +117,7 @@ class Capture:
 
         AssertionError lists them, or those that are nearest to matching.
         """
+        __tracebackhide__ = True
         found = self.frames(which)
         if count is None and not found:
             raise AssertionError(f"no frame matches {which!r}; {self._nearest(which)}")

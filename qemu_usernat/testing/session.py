@@ -2,7 +2,8 @@
 
 It owns who uses what for how long. A machine takes seconds to boot, so it may serve several tests:
 each gets a server and an internet of its own, and the records start anew, but the guest goes on.
-A test that failed leaves nothing to the next.
+A test that failed leaves nothing to the next. One that does without our machine has a network to
+itself, where guests of its own have room; the machine waits for the next test that asks for it.
 """
 
 import shutil
@@ -85,7 +86,7 @@ class _Living:
 
 
 class HarnessSession:
-    """Networks and machines for tests, at most one of each at a time."""
+    """Networks and machines for tests, one of each at a time, and at most one of each waiting."""
 
     def __init__(self, accelerator: str | None, keep: bool) -> None:
         self._accelerator = accelerator
@@ -93,6 +94,7 @@ class HarnessSession:
         self._stack = ExitStack()
         self._loop: BackgroundLoop | None = None
         self._living: _Living | None = None
+        self._waiting: _Living | None = None
 
     @property
     def loop(self) -> BackgroundLoop:
@@ -111,9 +113,17 @@ class HarnessSession:
     # -- a test
 
     def begin(
-        self, options: Options, reach: str, internet: Internet, new_folder: Callable[[], Path]
+        self,
+        options: Options,
+        reach: str,
+        internet: Internet,
+        new_folder: Callable[[], Path],
+        *,
+        alone: bool = False,
     ) -> Network:
-        """The network of a test that begins, with `internet` behind it."""
+        """The network of a test that begins, with `internet` behind it; `alone`, with a new one."""
+        if alone:
+            self._waiting, self._living = self._living, None
         living = self._living
         if living is not None and (living.options, living.reach) == (options, reach):
             network = living.network
@@ -156,16 +166,17 @@ class HarnessSession:
     def end(self, shared: bool) -> None:
         """The test is over; raises what has gone wrong behind its back."""
         living = self._living
-        if living is None:
-            return
         try:
-            if living.options.strict and not living.spoilt:
+            if living is not None and living.options.strict and not living.spoilt:
                 living.network.internet.assert_nothing_unexpected()
         finally:
-            if shared and not living.spoilt:
+            if living is not None and shared and not living.spoilt:
                 living.network.change_internet(Internet())
             else:
-                self._end_living()
+                try:
+                    self._end_living()
+                finally:
+                    self._living, self._waiting = self._waiting, None
 
     def _end_living(self) -> None:
         living, self._living = self._living, None

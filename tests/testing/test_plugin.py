@@ -1,14 +1,17 @@
 """The plugin as its users meet it: pytest runs over test files that they would write.
 
-Most have a guest without QEMU; those with a real one are in tests/qemu.
+Most have a guest without QEMU; what a real one meets is in tests/e2e.
 """
 
 import pytest
 
 import qemu_usernat.testing.bridge
 import qemu_usernat.testing.session  # noqa: F401 - numpy cannot be imported anew for each run
+from qemu_usernat.testing.guest_image import default_cache
 
 pytest_plugins = ["pytester"]
+
+CACHE = default_cache()  # pytester has another home
 
 HEADER = """
 import pytest
@@ -83,6 +86,34 @@ def test_it(usernat, internet, address):
 """,
     )
     result.assert_outcomes(passed=2)
+
+
+@pytest.mark.qemu
+@pytest.mark.timeout(600)
+def test_a_shared_guest_waits_while_a_test_does_without_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one has the network to itself; the next finds the guest as it was left."""
+    monkeypatch.setenv("QEMU_USERNAT_CACHE", str(CACHE))
+    pytester.makeini("[pytest]\nusernat_scope = module\n")
+    result = run(
+        pytester,
+        """
+def test_before(console):
+    assert console.exec("touch /root/here").status == 0
+
+def test_between(usernat):
+    with usernat.fake_guest() as guest:
+        assert guest.dhcp().address == "10.0.2.15"
+
+def test_after(console, internet, usernat):
+    internet.host("site.example")
+    assert console.exec("ls /root").text == "here"
+    assert console.exec("ping -c 1 -W 5 site.example").status == 0
+    assert [flow.host for flow in usernat.flows] == ["site.example"]
+""",
+    )
+    result.assert_outcomes(passed=3)
 
 
 def test_a_failure_shows_what_the_network_did(pytester: pytest.Pytester) -> None:

@@ -210,6 +210,7 @@ class Internet:
 
     def assert_nothing_unexpected(self) -> None:
         """AssertionError that lists what guests have reached for, and how each is defined."""
+        __tracebackhide__ = True
         counted = Counter((str(note), self._remedy(note)) for note in self.unexpected)
         if not counted:
             return
@@ -227,6 +228,7 @@ class Internet:
 
     def assert_no_errors(self) -> None:
         """AssertionError that lists the handlers that have raised; its cause has the tracebacks."""
+        __tracebackhide__ = True
         if self.errors:
             message = "handlers have failed:\n" + "\n".join(f"  {each}" for each in self.errors)
             causes = ExceptionGroup("in handlers", [each.error for each in self.errors])
