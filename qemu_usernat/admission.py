@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping
 from attrs import define, field, frozen
 
 from qemu_usernat.policy.groups import Groups
-from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Verdict
+from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.pins import Pins
-from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.rules import DENY, NetworkPolicy
 from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
+
+DNS_PORT = 53  # RFC 1035, 4.2
+
+OTHER_DNS_PORTS = frozenset({137, 853, 5353, 5355})
+"""NetBIOS, DNS over TLS (RFC 7858) and QUIC, mDNS, LLMNR: ways around the judgment of names."""
 
 GUESTS_MAXIMUM = 4096
 """Guests that are remembered; the one heard first is forgotten first."""
-
-NO_POLICY = NetworkPolicy.allow_all()
 
 
 @frozen
@@ -56,11 +59,15 @@ class Admission:
     """The policies of one network."""
 
     groups: Groups
+    implicit: NetworkPolicy = field(factory=NetworkPolicy.allow_all)
+    """What holds where no policy was given."""
     policy: NetworkPolicy | None = None
     """None: no policy was given."""
     of_guests: Mapping[str, NetworkPolicy] = field(factory=dict)
     """By MAC address as text, or by the name of the link: in place of `policy`."""
     on_decision: DecisionCallback = _told_nobody
+    drops: bool = False
+    """What is denied is swallowed, and not refused: for tests of timeouts."""
     _judges: dict[str, Judge] = field(factory=dict)
     """By the key in `of_guests`; "" for all others."""
     _pins: dict[MacAddress, Pins] = field(factory=dict)
@@ -74,7 +81,7 @@ class Admission:
         """Other policies, from this moment on; flows that live are to be asked for again."""
         of_guests = of_guests or {}
         judges = {key: Judge(each, self.groups) for key, each in of_guests.items()}
-        judges[""] = Judge(policy or NO_POLICY, self.groups)
+        judges[""] = Judge(policy or self.implicit, self.groups)
         self.policy, self.of_guests, self._judges = policy, of_guests, judges
 
     def judge_of(self, guest: Guest) -> Judge:
@@ -116,7 +123,13 @@ class Admission:
         """Judge a flow; if its verdict is given, tell of it."""
         names = self.pins(guest).names(destination, now)
         request = FlowRequest(protocol, destination, port, names, flight)
-        return self.decide(guest, request, now)
+        if port not in OTHER_DNS_PORTS or not self.guards_names(guest):
+            return self.decide(guest, request, now)
+        if self.judge_of(guest).is_named(request):
+            return self.decide(guest, request, now)
+        decision = Decision(guest, request, Verdict(DENY, Why.OTHER_DNS))
+        self.on_decision(decision, now)
+        return decision
 
     def decide(self, guest: Guest, request: FlowRequest, now: float) -> Decision:
         """Judge a request; if its verdict is given, tell of it."""
@@ -131,7 +144,9 @@ class Admission:
         """What the policy of this moment says of what was decided earlier."""
         return self.judge_of(decision.guest).judge(decision.request)
 
-    def names_address(self, guest: Guest, request: FlowRequest) -> bool:
-        """Whether a rule allows this very address, and not only any: then what a guest says at
-        its port 53 is between the two."""
-        return self.judge_of(guest).is_named(request)
+    def answers_dns(self, guest: Guest, protocol: str, destination: Address) -> bool:
+        """Whether what a guest asks at port 53 of `destination` is answered by the gateway: where
+        names are judged, but for addresses that a rule allows by themselves."""
+        if not self.guards_names(guest):
+            return False
+        return not self.judge_of(guest).is_named(FlowRequest(protocol, destination, DNS_PORT))

@@ -9,7 +9,7 @@ import resource
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -18,14 +18,19 @@ import trio
 from attrs import define, field
 
 from qemu_usernat import signals
+from qemu_usernat.admission import Admission
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.endpoints import Endpoint
+from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.poller import Poller
+from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MS
 from qemu_usernat.qemu.link import Link
@@ -50,6 +55,12 @@ _asked = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_boun
 
 class World(HostEdge, Asker, Protocol):
     """What is behind the gateway."""
+
+    def is_of_host(self, address: Address) -> bool:
+        """Whether the host itself has this address at this moment."""
+
+    def is_public(self, address: Address) -> bool:
+        """Whether this address is public there, though it is not elsewhere."""
 
     def upstreams(self) -> Sequence[Upstream]:
         """Whom to ask for names, at this moment."""
@@ -79,6 +90,7 @@ class Server:
     counters: Counters = field(factory=Counters)
     poller: Poller = field(init=False)
     router: Router = field(init=False)
+    admission: Admission = field(init=False)
     links: dict[Link, trio.Event] = field(factory=dict)
     world: World = field(init=False)
     _alarm: trio.CancelScope = field(factory=trio.CancelScope)
@@ -99,13 +111,37 @@ class Server:
             counters=self.counters,
         )
         world.on_answers(forwarder.on_answer)
+        self.admission = Admission(
+            Groups(
+                lan=(network.subnet,),
+                gateway=frozenset({network.gateway.packed, network.nameserver.packed}),
+                is_of_host=self.world.is_of_host,
+                is_public=self.world.is_public,
+            ),
+            implicit=_implicit_policy(network),
+        )
         self.router = Router(
-            network, world, forwarder, secrets.token_bytes(16), self.counters, self.on_bug
+            network,
+            world,
+            forwarder,
+            self.admission,
+            secrets.token_bytes(16),
+            self.counters,
+            self.on_bug,
         )
 
     def touch(self, flow: TcpFlow) -> None:
         """Something happened to `flow`: flush it at the end of the turn."""
         self.router.touch(flow)
+
+    def set_policy(
+        self, policy: NetworkPolicy | None, of_guests: Mapping[str, NetworkPolicy] | None = None
+    ) -> None:
+        """Another policy from this moment on, for everybody and for single guests, by MAC address
+        or link; flows that it does not allow any more are reset, the others notice nothing."""
+        self.admission.replace(policy, of_guests)
+        self.router.judge_again()
+        self.end_turn()
 
     def on_bug(self, error: Exception) -> None:
         """Say so, with all that helps to mend it; everything else goes on."""
@@ -219,6 +255,12 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
                 listener.close()
             server.close()
     _log.debug("ended", **server.counters)
+
+
+def _implicit_policy(network: Network) -> NetworkPolicy:
+    """Without a policy: all but the floor, and of that the host's loopback where it was named."""
+    policy = NetworkPolicy.allow_all()
+    return policy.allow_ip(str(network.gateway)) if network.host_loopback else policy
 
 
 def raise_descriptor_limit() -> None:

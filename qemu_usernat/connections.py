@@ -6,17 +6,22 @@ and go to, for the host edge.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from attrs import define, field
 
+from qemu_usernat.admission import Admission, Decision
 from qemu_usernat.delivery import Delivery, TcpWire
 from qemu_usernat.dns_service import DnsService
-from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gate import Gate
+from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
-from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
+from qemu_usernat.policy.first_flight import FirstFlight
+from qemu_usernat.policy.rules import ALLOW, DENY
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback
@@ -47,7 +52,8 @@ class Connections:
 
     delivery: Delivery
     edge: TcpEdge
-    dns: DnsForwarder
+    dns: DnsGate
+    admission: Admission
     settings: TcpSettings
     own: frozenset[Address]
     """Addresses of the gateway itself."""
@@ -147,6 +153,17 @@ class Connections:
         elif not segment.flags & RST:
             self._refuse(key, segment, mac)
 
+    def judge_again(self) -> None:
+        """The policy has changed: flows that it does not allow any more are reset, both ways."""
+        for flow in tuple(self.flows.values()):
+            decision = flow.decision
+            if decision is None or decision.verdict.hold:
+                continue
+            if self.admission.judge_again(decision).action != ALLOW:
+                self.counters.count("policy.revoked")
+                flow.break_off()
+                self._forget(flow)
+
     def _open(
         self,
         key: FlowKey,
@@ -156,6 +173,18 @@ class Connections:
         now: float,
         beyond: int | None,
     ) -> None:
+        destination, port = packet.destination, syn.destination_port
+        guest = self.delivery.guest_at(mac, packet.source)
+        dns = port == DNS_PORT and (
+            destination in self.own or self.admission.answers_dns(guest, "tcp", destination)
+        )
+        closed = not dns and destination in self.own and destination not in self.outward
+        decision = None
+        if not dns and not closed:
+            decision = self.admission.admit(guest, "tcp", destination, port, now)
+            if decision.verdict.action == DENY and self.admission.drops:
+                self.counters.count("policy.dropped")
+                return
         if syn.maximum_segment_size:
             self.delivery.on_shown_mtu(mac, syn.maximum_segment_size + HEADERS)
         wire = TcpWire(self.delivery, mac, key, packet)
@@ -163,20 +192,34 @@ class Connections:
         wire.bind(flow)
         self.flows[key] = flow
         self.touch(flow)
-        destination, port = packet.destination, syn.destination_port
         if len(self.alarms) >= FLOWS_MAXIMUM:
             self.counters.count("tcp.flows_full")
             flow.on_host_failed(None, now)
-        elif destination in self.own and port == DNS_PORT:
-            DnsService(flow, self.dns, self.touch, now)
-        elif destination in self.own and destination not in self.outward:
+        elif dns:
+            DnsService(flow, partial(self.dns.on_query, guest), self.touch, now)
+        elif decision is None:
+            flow.on_host_failed(None, now)
+        elif decision.verdict.action == DENY:
+            self.counters.count("policy.denied")
             flow.on_host_failed(None, now)
         else:
-            try:
-                self.edge.dial(flow, self.outward.get(destination, destination), port)
-            except OSError:
-                self.counters.count("tcp.no_descriptor")
-                flow.on_host_failed(None, now)
+            self._dial(flow, decision, now)
+
+    def _dial(self, flow: TcpFlow, decision: Decision, now: float) -> None:
+        """Call the server; while the policy listens to what the guest says, a gate is before it."""
+        flow.decision = decision
+        destination, port = decision.request.destination, decision.request.port
+        try:
+            self.edge.dial(flow, self.outward.get(destination, destination), port)
+        except OSError:
+            self.counters.count("tcp.no_descriptor")
+            flow.on_host_failed(None, now)
+            return
+        if decision.verdict.hold and flow.host_state in HOST_HOLDS_SOCKET:
+            reader = FirstFlight(port)
+            flow.host = Gate(
+                flow, flow.host, decision, self.admission, reader, self.alarms, self.touch
+            )
 
     def _refuse(self, key: FlowKey, segment: TcpSegment, mac: MacAddress) -> None:
         """A segment of a flow that does not exist is reset (RFC 9293, 3.10.7.1)."""

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 
 from attrs import define, field
 
+from qemu_usernat.admission import Admission
 from qemu_usernat.delivery import Delivery, UdpWire
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, PORT_UNREACHABLE
@@ -31,6 +33,7 @@ class Datagrams:
     """Addresses of the gateway itself."""
     outward: Mapping[Address, Address]
     """Those of them that stand for others."""
+    admission: Admission
     alarms: Alarms
     counters: Counters
     mappings: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
@@ -51,7 +54,7 @@ class Datagrams:
         if (
             mapping is None
             or is_loopback(destination)  # which `outward` may be, but no guest names
-            or not mapping.knows(outward)
+            or not mapping.is_admitted(outward, destination_port)
         ):
             return False
         self.delivery.on_neighbour(source, mac.tobytes())
@@ -68,13 +71,38 @@ class Datagrams:
             self.counters.count("udp.closed_port")
             self.delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
             return
-        mapping = self._mapping(packet.source, datagram.source_port, mac, now)
+        outward, port = self.outward.get(destination, destination), datagram.destination_port
+        mapping = self.mappings.get((packet.source, datagram.source_port))
+        if mapping is None or not mapping.is_admitted(outward, port):
+            guest = self.delivery.guest_at(mac, packet.source)
+            decision = self.admission.admit(guest, "udp", destination, port, now)
+            if decision.verdict.action != ALLOW:
+                self._deny(packet, mac, now)
+                return
+            mapping = self._mapping(packet.source, datagram.source_port, mac, now)
+            if mapping is not None:
+                mapping.filters_ports = self.admission.guards_names(guest)
+                mapping.admit(outward, port, decision)
         if mapping is None:
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
         else:
-            outward = self.outward.get(destination, destination)
-            mapping.on_guest_datagram(datagram.payload, outward, datagram.destination_port, now)
+            mapping.on_guest_datagram(datagram.payload, outward, port, now)
             self.alarms.arm(mapping)
+
+    def _deny(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        if self.admission.drops:
+            self.counters.count("policy.dropped")
+        else:
+            self.counters.count("policy.denied")
+            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+
+    def judge_again(self) -> None:
+        """The policy has changed: what it does not allow any more is not carried any more."""
+        for mapping in self.mappings.values():
+            for peer, decision in mapping.admitted():
+                if self.admission.judge_again(decision).action != ALLOW:
+                    self.counters.count("policy.revoked")
+                    mapping.revoke(*peer)
 
     def on_deadline(self, mapping: UdpMapping, now: float) -> None:
         """The mapping's alarm has rung: its time is over, or has been put off."""

@@ -7,6 +7,7 @@ gateway. It decides nothing about flows.
 
 from attrs import define, evolve, field
 
+from qemu_usernat.admission import Guest
 from qemu_usernat.gateway.icmp import ErrorLimiter
 from qemu_usernat.lan.port import QUEUE_LIMIT, Port
 from qemu_usernat.lan.switch import Switch
@@ -81,6 +82,11 @@ class Delivery:
     def mac_of(self, address: Address) -> MacAddress | None:
         """Where `address` was heard last."""
         return self._neighbours.get(address)
+
+    def guest_at(self, mac: MacAddress, address: Address) -> Guest:
+        """Who speaks, for those who ask who it is."""
+        port = self.switch.port_of(mac)
+        return Guest(mac, "" if port is None else port.name, address)
 
     def on_shown_mtu(self, mac: MacAddress, mtu: int) -> None:
         """The guest at `mac` has sent, or has said that it takes, an IP packet of `mtu` bytes."""

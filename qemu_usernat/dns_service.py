@@ -6,7 +6,7 @@ answers waits here until the guest's window has room.
 
 from collections.abc import Callable
 
-from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.dns import ReplyCallback
 from qemu_usernat.gateway.dns_stream import DnsStream
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.wire.packets import Buffer
@@ -23,7 +23,7 @@ class DnsService:
     def __init__(
         self,
         flow: TcpFlow,
-        forwarder: DnsForwarder,
+        on_query: Callable[[bytes, str, ReplyCallback, float], bool],
         touch: Callable[[TcpFlow], None],
         now: float,
     ) -> None:
@@ -32,7 +32,7 @@ class DnsService:
         self._touch = touch
         self._answers = bytearray()
         self._ended = False
-        self._stream = DnsStream(forwarder.on_query, self._on_answer, self._on_end)
+        self._stream = DnsStream(on_query, self._on_answer, self._on_end)
         flow.dial(self)
         flow.on_host_connected(now)
 

@@ -14,13 +14,16 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
+from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
 from qemu_usernat.connections import DNS_PORT, Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
 from qemu_usernat.delivery import Delivery
+from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
 from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder, ErrorLimiter
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
@@ -29,6 +32,7 @@ from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     LOOPBACK_IPV4,
@@ -106,12 +110,14 @@ class Router:
     network: Network
     edge: HostEdge
     dns: DnsForwarder
+    admission: Admission
     secret: bytes
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
     on_bug: BugCallback = surface
     on_refused: Callable[[IpPacket, str], None] = lambda packet, why: None
     """Told of each packet that may not leave, and of the counter that says why."""
+    dns_gate: DnsGate = field(init=False)
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
@@ -142,13 +148,21 @@ class Router:
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
         )
+        self.dns_gate = DnsGate(self.dns, self.admission, counters)
         self.datagrams = Datagrams(
-            self._delivery, self.edge.open_udp, self._own, self._outward, self.alarms, counters
+            self._delivery,
+            self.edge.open_udp,
+            self._own,
+            self._outward,
+            self.admission,
+            self.alarms,
+            counters,
         )
         self.connections = Connections(
             self._delivery,
             self.edge,
-            self.dns,
+            self.dns_gate,
+            self.admission,
             TcpSettings(network.mtu, self.secret, network.congestion),
             self._own,
             self._outward,
@@ -202,6 +216,8 @@ class Router:
                 self.connections.on_deadline(sleeper, now)
             elif isinstance(sleeper, UdpMapping):
                 self.datagrams.on_deadline(sleeper, now)
+            elif isinstance(sleeper, Gate):
+                sleeper.on_deadline(now)
         if self._reassembler.deadline() <= now:
             self._expire_fragments(now)
         if self.dns.deadline() <= now:
@@ -210,6 +226,11 @@ class Router:
     def _expire_fragments(self, now: float) -> None:
         for first, mac in self._reassembler.expire(now):
             self._delivery.error(mac, first, TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED, now)
+
+    def judge_again(self) -> None:
+        """The policy has changed: what it does not allow any more ends now."""
+        self.connections.judge_again()
+        self.datagrams.judge_again()
 
     def close(self) -> None:
         """Give every descriptor of the host back."""
@@ -347,7 +368,7 @@ class Router:
                 self._on_dhcp(content.payload, now)
             elif group:
                 self.counters.count("udp.broadcast_or_multicast")
-            elif content.destination_port == DNS_PORT and packet.destination in self._own:
+            elif content.destination_port == DNS_PORT and self._answers_dns(packet, mac):
                 self._on_dns(content, packet, mac, now)
             else:
                 self.datagrams.on_datagram(content, packet, mac, now)
@@ -366,7 +387,14 @@ class Router:
                 mac, packet.destination, DNS_PORT, packet.source, datagram.source_port, message
             )
 
-        self.dns.on_query(datagram.payload, "udp", reply, now)
+        guest = self._delivery.guest_at(mac, packet.source)
+        self.dns_gate.on_query(guest, datagram.payload, "udp", reply, now)
+
+    def _answers_dns(self, packet: IpPacket, mac: MacAddress) -> bool:
+        guest = self._delivery.guest_at(mac, packet.source)
+        return packet.destination in self._own or self.admission.answers_dns(
+            guest, "udp", packet.destination
+        )
 
     def _on_dhcp(self, payload: bytes, now: float) -> None:
         reply = self._dhcp.answer(parse_dhcp(payload), now)
@@ -382,11 +410,7 @@ class Router:
 
     def _on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.destination not in self._own:
-            if not self._carries(message, packet, mac):
-                # The guest is told, not left to wait.
-                self.counters.count("icmp.not_carried")
-                self.on_refused(packet, "icmp.not_carried")
-                self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            self._on_icmp_outward(message, packet, mac, now)
             return
         answer = self._echo.answer(message, now)
         if answer is None:
@@ -394,6 +418,25 @@ class Router:
             return
         echo = icmp_message(answer.type, answer.code, answer.rest, answer.payload)
         self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+
+    def _on_icmp_outward(
+        self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float
+    ) -> None:
+        """An echo request to the host's world, if anything; the guest is told, not left to wait."""
+        if message.type == ECHO_REQUEST and message.code == 0:
+            guest = self._delivery.guest_at(mac, packet.source)
+            decision = self.admission.admit(guest, "icmp", packet.destination, 0, now)
+            if decision.verdict.action != ALLOW:
+                if self.admission.drops:
+                    self.counters.count("policy.dropped")
+                    return
+                self.counters.count("policy.denied")
+                self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+                return
+        if not self._carries(message, packet, mac):
+            self.counters.count("icmp.not_carried")
+            self.on_refused(packet, "icmp.not_carried")
+            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
 
     def _carries(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress) -> bool:
         """Whether the host's world takes this message, which must be an echo request."""

@@ -11,12 +11,14 @@ from typing import Any
 
 from attrs import define, evolve, field, frozen
 
+from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.groups import Groups
 from qemu_usernat.primitives.addresses import Address, format_address, parse_mac
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import difference
@@ -537,7 +539,10 @@ class ScriptedNetwork:
         self.resolvers = ScriptedResolvers()
         zone = Zone(self.settings.gateway.packed, self.settings.nameserver.packed, 24)
         forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
-        self.router = Router(self.settings, self.host, forwarder, b"secret" * 4, self.counters)
+        self.admission = Admission(Groups(is_public=lambda address: True))
+        self.router = Router(
+            self.settings, self.host, forwarder, self.admission, b"secret" * 4, self.counters
+        )
 
     def guest(self, mac: bytes = GUEST_MAC, address: str = GUEST) -> ScriptedGuest:
         """A guest whose link has come up."""

@@ -5,11 +5,13 @@ world behind the gateway, as a test does, gives the server something else of thi
 """
 
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network
 
 from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host import tcp, udp
+from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.host.resolve import AnswerCallback, SystemResolvers, UpstreamAsker
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
@@ -30,8 +32,11 @@ class SystemWorld:
     """Something happened to a flow: it is to be flushed at the end of the turn."""
     resolvers: Sequence[Upstream] = ()
     """Those to be asked; the host's own where there are none."""
+    public: Sequence[IPv4Network] = ()
+    """Networks that count as public, whatever they are elsewhere."""
     _asker: UpstreamAsker = field(init=False)
     _system: SystemResolvers = field(factory=SystemResolvers, init=False)
+    _addresses: HostAddresses = field(factory=HostAddresses, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._asker = UpstreamAsker(self.poller)
@@ -49,6 +54,14 @@ class SystemWorld:
     def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
         """No ping is carried yet."""
         return False
+
+    def is_of_host(self, address: Address) -> bool:
+        """Whether the host has this address."""
+        return self._addresses(address)
+
+    def is_public(self, address: Address) -> bool:
+        """Only what is public anyway, and what the configuration says."""
+        return any(len(address) == 4 and IPv4Address(address) in network for network in self.public)
 
     # -- for the name server: an `Asker`, and whom to ask
 

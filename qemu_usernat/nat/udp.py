@@ -9,6 +9,7 @@ from typing import Protocol
 
 from attrs import define, field
 
+from qemu_usernat.admission import Decision
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MINUTE, SECOND
@@ -52,8 +53,12 @@ class UdpMapping:
     sent_at: float
     host: HostDatagrams = field(init=False)
     idle_time: float = DNS_IDLE_TIME
+    filters_ports: bool = False
+    """Whether only the very port that was written to may answer."""
     _peers: dict[Address, None] = field(factory=dict)
     """Addresses written to; the one written to last is the last."""
+    _admitted: dict[tuple[Address, int], Decision] = field(factory=dict)
+    """Address and port, of the host's world, and what the policy said of it."""
 
     def on_guest_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
         """The guest sends to `address`, already one of the host's world.
@@ -70,13 +75,33 @@ class UdpMapping:
         self._peers[address] = None
         self.host.send(payload, address, port)
 
-    def knows(self, address: Address) -> bool:
+    def has_written_to(self, address: Address) -> bool:
         """Whether the guest has written to `address`, one of the host's world, from here."""
         return address in self._peers
 
+    def is_admitted(self, address: Address, port: int) -> bool:
+        """Whether the guest may write there, of the host's world: asked once, and kept."""
+        return (address, port) in self._admitted
+
+    def admit(self, address: Address, port: int, decision: Decision) -> None:
+        """The guest may write there."""
+        if len(self._admitted) >= PEERS_MAXIMUM:
+            del self._admitted[next(iter(self._admitted))]
+        self._admitted[address, port] = decision
+
+    def admitted(self) -> list[tuple[tuple[Address, int], Decision]]:
+        """Where the guest may write, and why."""
+        return list(self._admitted.items())
+
+    def revoke(self, address: Address, port: int) -> None:
+        """It may no more, nor hear from there."""
+        del self._admitted[address, port]
+        if not any(other == address for other, _ in self._admitted):
+            self._peers.pop(address, None)
+
     def on_host_datagram(self, payload: Buffer, address: Address, port: int) -> None:
         """Somebody sends to the mapping's socket."""
-        if address in self._peers:
+        if address in self._peers and (not self.filters_ports or (address, port) in self._admitted):
             self.guest.deliver(payload, address, port)
         else:
             self.counters.count("udp.filtered")

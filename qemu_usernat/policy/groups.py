@@ -92,8 +92,8 @@ class Groups:
     """The gateway's own addresses."""
     is_of_host: Callable[[Address], bool] = _no_addresses
     """Whether the host itself has this address at this moment."""
-    public: tuple[Network, ...] = ()
-    """Networks that a hermetic test declares to be public, whatever they are elsewhere."""
+    is_public: Callable[[Address], bool] = _no_addresses
+    """Whether this address is public here, whatever it is elsewhere: a hermetic test's own."""
     _prefixes: PrefixTable[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -103,8 +103,6 @@ class Groups:
                 table.add(ip_network(text), group)
         for network in self.lan:
             table.add(network, LAN)
-        for network in self.public:
-            table.add(network, PUBLIC)
         self._prefixes = table
 
     def of(self, address: Address) -> str:
@@ -112,6 +110,8 @@ class Groups:
         address = unwrapped(address)
         if address in self.gateway:
             return HOST
+        if self.is_public(address):
+            return PUBLIC
         group = next(iter(self._prefixes.find(address)), PUBLIC)
         if group in FLOOR:
             return group

@@ -61,6 +61,8 @@ class Why(Enum):
     """The address is of an allowed name, but on port 80 the guest does not speak HTTP/1."""
     QUIC = "quic"
     """UDP to port 443, where a name decides: the client falls back to TCP."""
+    OTHER_DNS = "other_dns"
+    """Another way to ask for names than the gateway's, that no rule allows by its address."""
     PROTOCOL = "protocol"
     """The address is of an allowed name, but the rule does not say this protocol."""
 

@@ -2,8 +2,8 @@
 
 A name rule matches an address only if the guest was told so in an answer of our resolver. A pin
 lives for as long as the answer is valid, at least a minute, and two minutes more; and as long as a
-flow uses the address. It belongs to the name that was asked for, not to those that CNAMEs led through,
-and to one guest.
+flow uses the address. It belongs to the name that was asked for, not to those that CNAMEs led
+through, and to one guest.
 """
 
 from collections.abc import Callable

@@ -134,6 +134,13 @@ MEANINGS = {
     "dns.upstream_refused": "A resolver answered SERVFAIL or REFUSED; the next one is asked.",
     "dns.mismatched_answer": "An answer that is not to the question that was asked.",
     "dns.timeout": "A query that no resolver answered in time.",
+    "dns.denied": "A question for a name that the policy does not admit: NXDOMAIN.",
+    "dns.inward_answer": "An address in an answer that the guest may not be told of: left out.",
+    "dns.unreadable_answer": "An answer of a resolver that cannot be read: SERVFAIL.",
+    "dns.without_records": "A question for SVCB, HTTPS or any records where names are judged: none.",
+    "policy.denied": "A flow that the policy does not allow: its guest is told.",
+    "policy.dropped": "A flow that the policy does not allow, and swallows.",
+    "policy.revoked": "A flow that a new policy does not allow any more: ended.",
 }
 """Name to what it means, in the order of a frame's way."""
 

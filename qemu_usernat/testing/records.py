@@ -266,6 +266,14 @@ class RecordingWorld:
             record.outcome = Outcome.REFUSED
         return carried
 
+    def is_of_host(self, address: Address) -> bool:
+        """The world's."""
+        return self.world.is_of_host(address)
+
+    def is_public(self, address: Address) -> bool:
+        """The world's."""
+        return self.world.is_public(address)
+
     # -- for the name server
 
     def upstreams(self) -> Sequence[Upstream]:

@@ -94,9 +94,9 @@ def test_peers_are_bounded() -> None:
     mapping, _ = new_mapping()
     for number in range(PEERS_MAXIMUM + 1):
         mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
-    assert not mapping.knows(bytes(4))
-    assert mapping.knows((1).to_bytes(4, "big"))
-    assert mapping.knows(PEERS_MAXIMUM.to_bytes(4, "big"))
+    assert not mapping.has_written_to(bytes(4))
+    assert mapping.has_written_to((1).to_bytes(4, "big"))
+    assert mapping.has_written_to(PEERS_MAXIMUM.to_bytes(4, "big"))
 
 
 def test_a_busy_peer_is_not_forgotten_for_new_ones() -> None:
@@ -105,4 +105,4 @@ def test_a_busy_peer_is_not_forgotten_for_new_ones() -> None:
     for number in range(2 * PEERS_MAXIMUM):
         mapping.on_guest_datagram(b"x", SERVER, 99, 100.0)
         mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
-    assert mapping.knows(SERVER)
+    assert mapping.has_written_to(SERVER)

@@ -12,6 +12,7 @@ from functools import partial
 
 from attrs import define, field
 
+from qemu_usernat.admission import Decision
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT, GuestHalf
 from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, Doubt
 from qemu_usernat.nat.tcp.sinks import HostStream
@@ -53,6 +54,8 @@ class TcpFlow(GuestHalf):
 
     host: HostStream = field(init=False)
     host_state: HostState = HostState.IDLE
+    decision: Decision | None = None
+    """What the policy said of it; None of a flow that nobody asked about."""
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
     _refusal_code: int | None = None

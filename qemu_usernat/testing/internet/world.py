@@ -25,6 +25,11 @@ from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
 from qemu_usernat.wire.packets import Buffer
 
+TEST_NETWORKS = tuple(
+    bytes(prefix) for prefix in ((192, 0, 2), (198, 51, 100), (203, 0, 113), (198, 18), (198, 19))
+)
+"""Networks for documentation (RFC 5737) and benchmarks (RFC 2544): here they are the world."""
+
 NAMES: Upstream = (LOOPBACK_IPV4, 53)
 """The only resolver there is; nobody dials it."""
 
@@ -115,6 +120,16 @@ class InternetWorld:
 
         host.from_guest.carry(stage.timeline, chance, octets, arrive)
         return True
+
+    # -- what kind of place an address is
+
+    def is_of_host(self, address: Address) -> bool:
+        """There is no host."""
+        return False
+
+    def is_public(self, address: Address) -> bool:
+        """Where the test has a host, and in the networks that are kept for such tests."""
+        return address in self._stage.hosts or address.startswith(TEST_NETWORKS)
 
     # -- names: an `Asker`, and whom to ask
 
