@@ -24,6 +24,7 @@ from qemu_usernat.app import Server
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
+from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import guest_mac, netdev_arguments, version_of
@@ -54,9 +55,10 @@ class VirtualNetwork:
         assert network.flows.where(name="example.com", port=443)
 
     Without an `internet` there is one in which nothing is. `settings` are the network's, as in a
-    configuration. Each of `guests` has a wire of its own; the first MAC address is QEMU's default
-    one. `seed` decides all that the faults leave to chance. `folder` gets the logs of machines, and
-    `accelerator` is theirs where they are not given another one.
+    configuration; `policy` says what guests may do. Each of `guests` has a wire of its own; the
+    first MAC address is QEMU's default one. `seed` decides all that the faults leave to chance.
+    `folder` gets the logs of machines, and `accelerator` is theirs where they are not given
+    another one.
 
     Leaving the block raises what has gone wrong behind the test's back: a handler of the internet
     that raised, a bug in the server.
@@ -66,6 +68,7 @@ class VirtualNetwork:
         self,
         internet: Internet | None = None,
         settings: Network | None = None,
+        policy: NetworkPolicy | None = None,
         *,
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
@@ -98,6 +101,7 @@ class VirtualNetwork:
         }
         self._counters = Counters()
         self._bugs: list[Exception] = []
+        self._policy = policy
         self._server: Server | None = None
         self._serving: trio.CancelScope
         self._stopped: trio.Event
@@ -290,6 +294,12 @@ class VirtualNetwork:
         await self.stop()
         await self.start()
 
+    def set_policy(self, policy: NetworkPolicy | None) -> None:
+        """Another policy, at once; flows that it does not allow are reset."""
+        self._policy = policy
+        if self._server is not None:
+            self._server.set_policy(policy)
+
     async def change_internet(self, internet: Internet) -> None:
         """Another world, and a new server: all connections to the old one are gone.
 
@@ -304,6 +314,7 @@ class VirtualNetwork:
 
     async def _serve(self, task_status: trio.TaskStatus[Server]) -> None:
         server = _TestServer(self._config, make_world=self._make_world, bugs=self._bugs)
+        server.set_policy(self._policy)
         self._stopped = trio.Event()
         try:
             with trio.CancelScope() as self._serving:
@@ -348,6 +359,7 @@ class _TestServer(Server):
         Server.__attrs_post_init__(self)
         assert isinstance(self.world, RecordingWorld)
         self.router.on_refused = self.world.on_refused
+        self.admission.on_decision = self.world.on_decision
 
     def on_bug(self, error: Exception) -> None:
         self.counters.count("server.bug")

@@ -13,6 +13,7 @@ from typing import TypeVar, overload
 import trio
 from attrs import define, field, frozen
 
+from qemu_usernat.admission import Decision
 from qemu_usernat.app import World
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.resolve import AnswerCallback
@@ -20,6 +21,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import HostState
 from qemu_usernat.nat.udp import GuestDatagrams, HostDatagrams, UdpMapping
+from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.router import EchoRequest
 from qemu_usernat.wire.packets import ICMP, TCP, UDP, Buffer, IpPacket
@@ -117,7 +119,9 @@ class Verdict:
     name: str | None
     """The name that a guest looked up to get the address, if any did."""
     why: str
-    """``default``, or the name of the counter that counts such refusals."""
+    """One of `policy.judge.Why`; or, of what no policy may allow, the name of its counter."""
+    rule: str = ""
+    """The rule that has decided, or nearly has."""
 
     @property
     def address(self) -> str:
@@ -138,7 +142,8 @@ class Verdict:
         name = f" ({self.name})" if self.name else ""
         return (
             f"<{'allowed' if self.allowed else 'denied'}: {self.protocol} "
-            f"{self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, {self.why}>"
+            f"{self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, {self.why}"
+            f"{f' ({self.rule})' if self.rule else ''}>"
         )
 
 
@@ -298,6 +303,23 @@ class RecordingWorld:
 
     # -- records
 
+    def on_decision(self, decision: Decision, now: float) -> None:
+        """The policy has spoken."""
+        request, verdict = decision.request, decision.verdict
+        address = format_address(request.destination) if request.destination else ""
+        rule = verdict.rule
+        self.verdicts.append(
+            Verdict(
+                verdict.action == ALLOW,
+                request.protocol,
+                (format_address(decision.guest.address), 0),
+                (address, request.port),
+                decision.name,
+                verdict.why.value,
+                "" if rule is None else str(rule),
+            )
+        )
+
     def on_refused(self, packet: IpPacket, why: str) -> None:
         """The router has let a packet go nowhere."""
         protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
@@ -313,7 +335,6 @@ class RecordingWorld:
         name = self.name_of(text)
         record = FlowRecord(protocol, guest, (text, port), name, trio.current_time())
         self.flows.append(record)
-        self.verdicts.append(Verdict(True, protocol, guest, (text, port), name, "default"))
         return record
 
 
