@@ -20,7 +20,7 @@ from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
-from qemu_usernat.policy.first_flight import FirstFlight
+from qemu_usernat.policy.first_flight import FirstFlightReader
 from qemu_usernat.policy.rules import ALLOW, DENY
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
@@ -216,7 +216,7 @@ class Connections:
             flow.on_host_failed(None, now)
             return
         if decision.verdict.hold and flow.host_state in HOST_HOLDS_SOCKET:
-            reader = FirstFlight(port)
+            reader = FirstFlightReader(port)
             flow.host = Gate(
                 flow, flow.host, decision, self.admission, reader, self.alarms, self.touch
             )

@@ -10,8 +10,7 @@ before it passes. Where it is no, the server's side is reset, and the guest is t
 what it speaks: a TLS alert, an HTTP answer; or a reset.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from attrs import define, evolve
 
@@ -20,7 +19,11 @@ from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import GuestState
+from qemu_usernat.policy.first_flight import FirstFlight, FirstFlightReader
+from qemu_usernat.policy.http_head import Request
+from qemu_usernat.policy.http_requests import RequestStream
 from qemu_usernat.policy.judge import Flight, Speech
+from qemu_usernat.policy.reading import FLIGHT_MAXIMUM
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.time import NEVER, SECOND
 from qemu_usernat.wire.packets import Buffer
@@ -28,8 +31,8 @@ from qemu_usernat.wire.packets import Buffer
 SPEECH_TIME = 10 * SECOND
 """From the guest's first octet to a first flight that can be read."""
 
-FLIGHT_MAXIMUM = 64 * 1024
-"""Octets of a first flight."""
+NAMELESS = ("tls.no_name", "http.no_name")
+"""What can be read, and names nobody."""
 
 FAREWELL_TIME = 5 * SECOND
 """How long a guest that was refused may take to end the connection itself."""
@@ -49,26 +52,6 @@ _GUEST_SPEAKS = frozenset(
 """States before the guest's FIN."""
 
 
-class Requests(Protocol):
-    """The requests of an HTTP/1 connection, one after the other."""
-
-    def feed(self, octets: Buffer) -> None:
-        """More of what the guest has sent."""
-
-
-class FlightReader(Protocol):
-    """Reads what a guest says first."""
-
-    def feed(self, octets: Buffer) -> None:
-        """More of it, in any pieces."""
-
-    def finish(self) -> None:
-        """Nothing more will come: what is open now is unreadable."""
-
-    def flight(self) -> Flight:
-        """What is known by now."""
-
-
 @define(eq=False)
 class Gate:
     """A `HostStream` before another one, and a sleeper of `Alarms`."""
@@ -77,48 +60,46 @@ class Gate:
     stream: HostStream
     decision: Decision
     admission: Admission
-    reader: FlightReader
+    reader: FirstFlightReader
     alarms: Alarms
     touch: Callable[[TcpFlow], None]
     _seen: int = 0
-    """Octets that the reader has."""
+    """Octets that were read."""
+    _sent: int = 0
+    """Octets that have passed."""
+    _requests: RequestStream | None = None
+    """Of HTTP/1, once the first is admitted."""
+    _blocked: bool = True
+    """Whether the guest's octets wait for a verdict, and not for the server."""
     _deadline: float = NEVER
     _refused: bool = False
     _answer: bytes = b""
     """What a refused guest is still to be told."""
 
-    @classmethod
-    def before(
-        cls,
-        flow: TcpFlow,
-        decision: Decision,
-        admission: Admission,
-        alarms: Alarms,
-        reader: FlightReader,
-        touch: Callable[[TcpFlow], None],
-    ) -> None:
-        """Put a gate before the host half of `flow`, which has been dialled."""
-        flow.host = cls(flow, flow.host, decision, admission, reader, alarms, touch)
-
     # -- the verdict
 
     def _read(self, buffers: list[Buffer], now: float) -> None:
         """Judge what is there, as soon as that can be done."""
-        skip = self._seen
-        for piece in buffers:
-            if skip < len(piece):
-                self.reader.feed(memoryview(piece)[skip:] if skip else piece)
-                self._seen += len(piece) - skip
-            skip = max(0, skip - len(piece))
+        for octets in self._unseen(buffers):
+            self.reader.feed(octets)
         if self._seen and self._deadline == NEVER:
             self._deadline = now + SPEECH_TIME
             self.alarms.arm(self)
         if self._seen >= FLIGHT_MAXIMUM or self.flow.guest_state not in _GUEST_SPEAKS:
-            self.reader.finish()
+            self.reader.end()
         self._judge(now)
 
+    def _unseen(self, buffers: list[Buffer]) -> Iterator[Buffer]:
+        """Of what is queued, that which was not read before."""
+        skip = self._seen - self._sent
+        for piece in buffers:
+            if skip < len(piece):
+                self._seen += len(piece) - skip
+                yield memoryview(piece)[skip:] if skip else piece
+            skip = max(0, skip - len(piece))
+
     def _judge(self, now: float) -> None:
-        request = evolve(self.decision.request, flight=self.reader.flight())
+        request = evolve(self.decision.request, flight=as_judged(self.reader.flight))
         if request.flight != self.decision.request.flight:
             self.decision = self.admission.decide(self.decision.guest, request, now)
             self.flow.decision = self.decision
@@ -150,7 +131,7 @@ class Gate:
         if self._refused:
             self.flow.on_host_failed(None, now)
         elif self.decision.verdict.hold:
-            self.reader.finish()
+            self.reader.end()
             self._judge(now)
             # The octets are still the flow's: its flush offers them again, and finds the verdict.
 
@@ -162,16 +143,46 @@ class Gate:
             self._read(buffers, now)
         if self.decision.verdict.hold:
             return 0
+        if self._requests is not None:
+            return self._send_requests(self._requests, buffers, now)
         if self.decision.verdict.action == ALLOW:
-            self._step_aside()
+            self.alarms.forget(self)
+            if self.decision.request.flight.speech is Speech.HTTP:
+                self._requests = RequestStream(self.decision.request.port)
+                self._seen = 0
+                return self._send_requests(self._requests, buffers, now)
+            self.flow.host = self.stream
             return self.stream.send(buffers, now)
         if not self._refused:
             self._refuse(now)
         return sum(map(len, buffers))
 
-    def _step_aside(self) -> None:
-        self.alarms.forget(self)
-        self.flow.host = self.stream
+    def _send_requests(self, requests: RequestStream, buffers: list[Buffer], now: float) -> int:
+        """As far as requests were judged; one that may not pass ends the connection."""
+        if self._refused:
+            return sum(map(len, buffers))
+        for octets in self._unseen(buffers):
+            requests.feed(octets)
+        while requests.pending is not None and self._admits(requests.pending, now):
+            requests.admit()
+        room = requests.allowed - self._sent
+        self._blocked = room == 0
+        if room == 0 and (requests.why is not None or requests.pending is not None):
+            self.flow.counters.count("policy.request_refused")
+            self._refused = True
+            self.stream.reset()
+            self.flow.on_host_failed(None, now)
+            return sum(map(len, buffers))
+        taken = self.stream.send(_first(buffers, room), now) if room else 0
+        self._sent += taken
+        return taken
+
+    def _admits(self, request: Request, now: float) -> bool:
+        flight = Flight(Speech.HTTP, request.name)
+        if flight != self.decision.request.flight:  # as that of the request before
+            asked = evolve(self.decision.request, flight=flight)
+            self.decision = self.admission.decide(self.decision.guest, asked, now)
+        return self.decision.verdict.action == ALLOW
 
     def shutdown(self) -> None:
         """The guest has ended its direction, and everything before that has passed."""
@@ -203,7 +214,7 @@ class Gate:
     def watch(self, read: bool, write: bool, now: float) -> None:
         """While octets are held, nobody waits for room for them."""
         if not self._refused:
-            self.stream.watch(read, write and not self.decision.verdict.hold, now)
+            self.stream.watch(read, write and not self._blocked, now)
             return
         room = self.flow.room()
         if self._answer and room > 0:
@@ -212,6 +223,29 @@ class Gate:
             self.touch(self.flow)
             if not self._answer:
                 self.flow.on_host_eof(now)
+
+
+def as_judged(first: FirstFlight) -> Flight:
+    """What was read, as the judge takes it."""
+    if first.is_open:
+        possible = {Speech(kind.value) for kind in first.possible}
+        if possible - {Speech.OTHER}:
+            possible.add(Speech.UNREADABLE)
+        return Flight(Speech.OPEN, None, frozenset(possible))
+    if first.kind is None or first.why not in (None, *NAMELESS):
+        return Flight(Speech.UNREADABLE)
+    return Flight(Speech(first.kind.value), first.name)
+
+
+def _first(buffers: list[Buffer], length: int) -> list[Buffer]:
+    """The first `length` octets."""
+    taken: list[Buffer] = []
+    for piece in buffers:
+        if length <= 0:
+            break
+        taken.append(piece if len(piece) <= length else memoryview(piece)[:length])
+        length -= len(piece)
+    return taken
 
 
 def _answer_to(decision: Decision) -> bytes:
