@@ -140,6 +140,7 @@ class Server:
         """Another policy from this moment on, for everybody and for single guests, by MAC address
         or link; flows that it does not allow any more are reset, the others notice nothing."""
         self.admission.replace(policy, of_guests)
+        self.router.switch.guard.on = policy is not None or bool(of_guests)
         self.router.judge_again()
         self.end_turn()
 

@@ -5,7 +5,7 @@ no flow is told. What a segment means to its flow is for `nat.tcp` to know; wher
 and go to, for the host edge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -67,6 +67,8 @@ class Connections:
     """Those that are to be flushed at the end of the turn."""
     _time_waits: dict[TcpFlow, None] = field(factory=dict)
     """Those in TIME-WAIT, the oldest first."""
+    _uses: dict[TcpFlow, Callable[[], None]] = field(factory=dict)
+    """What ends the use of a pinned address, of each flow that has begun it."""
 
     # -- the turn
 
@@ -116,6 +118,9 @@ class Connections:
             del self.flows[flow.key]
         self._time_waits.pop(flow, None)
         self.alarms.forget(flow)
+        release = self._uses.pop(flow, None)
+        if release is not None:
+            release()
         for port in self.delivery.switch.ports:
             port.waiting.discard(flow)
 
@@ -215,6 +220,8 @@ class Connections:
             self.counters.count("tcp.no_descriptor")
             flow.on_host_failed(None, now)
             return
+        if decision.request.names:
+            self._uses[flow] = self.admission.pins(decision.guest).use(destination)
         if decision.verdict.hold and flow.host_state in HOST_HOLDS_SOCKET:
             reader = FirstFlightReader(port)
             flow.host = Gate(

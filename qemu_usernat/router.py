@@ -21,7 +21,13 @@ from qemu_usernat.datagrams import Datagrams
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.arp import ArpResponder
-from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, DhcpSettings
+from qemu_usernat.gateway.dhcp import (
+    CLIENT_PORT,
+    SERVER_PORT,
+    DhcpServer,
+    DhcpSettings,
+    is_lease,
+)
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder, ErrorLimiter
@@ -203,6 +209,7 @@ class Router:
     def on_link_down(self, port: Port, now: float) -> None:
         """A guest's link is gone; its flows go on for when it comes back."""
         self._wake(port)
+        self.switch.guard.forget(port.addresses)
         self._dhcp.on_gone(port.addresses, now)
 
     def deadline(self) -> float:
@@ -248,10 +255,11 @@ class Router:
         if peeked is not None:
             (protocol, source, source_port, destination, destination_port, start, end,
              sequence, acknowledgment, flags, window, selective) = peeked  # fmt: skip
+            guard = self.switch.guard
             if protocol == TCP:
                 connections = self.connections
                 flow = connections.flows.get((source, source_port, destination, destination_port))
-                if flow is not None:
+                if flow is not None and (not guard.on or guard.is_owner(source, frame[6:12])):
                     if not flow.touched:
                         connections.touch(flow)
                     try:
@@ -269,7 +277,8 @@ class Router:
                         connections.break_off(flow, error)
                     return
             else:
-                if destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
+                known = not guard.on or guard.is_owner(source, frame[6:12])
+                if known and destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
                     source, source_port, destination, destination_port, frame[start:end],
                     frame[6:12], now,
                 ):  # fmt: skip
@@ -295,6 +304,9 @@ class Router:
 
     def _on_arp(self, arp: Arp, now: float) -> None:
         if self._is_guest(arp.sender_address):
+            if not self.switch.guard.may_use(arp.sender_address, arp.sender_mac):
+                self.counters.count("arp.spoofed_sender")
+                return
             self._delivery.on_neighbour(arp.sender_address, arp.sender_mac)
         answer = self._arp.answer(arp, now)
         if answer is not None:
@@ -310,6 +322,9 @@ class Router:
             else:
                 self.counters.count("ipv4.martian_source")  # RFC 1812, 5.3.7
             return
+        if not self.switch.guard.may_use(packet.source, mac):
+            self.counters.count("ipv4.spoofed_source")
+            return
         self._delivery.on_neighbour(packet.source, mac)
         whole: IpPacket | None = packet
         if self._is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
@@ -322,7 +337,7 @@ class Router:
         """From 0.0.0.0: a guest without an address, which may speak DHCP only."""
         content = decode_transport(packet)
         if isinstance(content, UdpDatagram) and content.destination_port == SERVER_PORT:
-            self._on_dhcp(content.payload, now)
+            self._on_dhcp(content.payload, mac, now)
         else:
             self.counters.count("ipv4.martian_source")
 
@@ -365,7 +380,7 @@ class Router:
         group = self._is_group(packet.destination)
         if isinstance(content, UdpDatagram):
             if content.destination_port == SERVER_PORT and self._is_for_gateway(packet.destination):
-                self._on_dhcp(content.payload, now)
+                self._on_dhcp(content.payload, mac, now)
             elif group:
                 self.counters.count("udp.broadcast_or_multicast")
             elif content.destination_port == DNS_PORT and self._answers_dns(packet, mac):
@@ -396,17 +411,24 @@ class Router:
             guest, "udp", packet.destination
         )
 
-    def _on_dhcp(self, payload: bytes, now: float) -> None:
-        reply = self._dhcp.answer(parse_dhcp(payload), now)
-        if reply is not None:
-            self._delivery.datagram(
-                reply.destination_mac,
-                self._dhcp.settings.server_address,
-                SERVER_PORT,
-                reply.destination,
-                CLIENT_PORT,
-                build_dhcp(reply.message),
-            )
+    def _on_dhcp(self, payload: bytes, mac: MacAddress, now: float) -> None:
+        message, guard = parse_dhcp(payload), self.switch.guard
+        if guard.on and message.client_mac != mac:
+            self.counters.count("dhcp.spoofed_client")
+            return
+        reply = self._dhcp.answer(message, now)
+        if reply is None:
+            return
+        if guard.on and is_lease(reply.message):
+            guard.bind(reply.message.your_address, mac)
+        self._delivery.datagram(
+            reply.destination_mac,
+            self._dhcp.settings.server_address,
+            SERVER_PORT,
+            reply.destination,
+            CLIENT_PORT,
+            build_dhcp(reply.message),
+        )
 
     def _on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.destination not in self._own:

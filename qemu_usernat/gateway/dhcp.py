@@ -323,6 +323,11 @@ class DhcpServer:
                 room -= size
 
 
+def is_lease(reply: DhcpMessage) -> bool:
+    """Whether a reply gives its client an address."""
+    return reply.options[MESSAGE_TYPE] == bytes([ACK]) and reply.your_address != ANY_IPV4
+
+
 def _parameters_for_all(settings: DhcpSettings) -> dict[int, bytes]:
     """The options whose values are the same for every client."""
     parameters = {

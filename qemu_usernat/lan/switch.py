@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
+from qemu_usernat.lan.guard import SourceGuard
 from qemu_usernat.lan.port import Port
 from qemu_usernat.primitives.addresses import MacAddress
 from qemu_usernat.primitives.counters import Counters
@@ -28,6 +29,7 @@ class Switch:
     gateway: Callable[[memoryview, float], None]
     """Takes a frame for the gateway: ``gateway(frame, now)``; the view is good for the turn."""
     counters: Counters
+    guard: SourceGuard = field(factory=SourceGuard)
     ports: list[Port] = field(factory=list)
     _port_of: dict[MacAddress, Port] = field(factory=dict)
     """The ports' `addresses`, the other way round: always both change."""
@@ -67,7 +69,9 @@ class Switch:
         if source == self.gateway_mac:
             self.counters.count("ethernet.gateway_source")
             return
-        self._learn(source, port)
+        if not self._learn(source, port):
+            self.counters.count("ethernet.spoofed_source")
+            return
         if destination == self.gateway_mac:
             port.familiar = addresses
             self.gateway(frame, now)
@@ -82,10 +86,13 @@ class Switch:
             elif target is not port:
                 target.send(_framed(frame))
 
-    def _learn(self, mac: MacAddress, port: Port) -> None:
+    def _learn(self, mac: MacAddress, port: Port) -> bool:
+        """Remember where a guest is; False if it may not be there."""
         known = self._port_of.get(mac)
+        if not self.guard.may_show(mac, port, known):
+            return False
         if known is port:
-            return
+            return True
         if known is not None:
             del known.addresses[mac]
             known.familiar = b""
@@ -96,6 +103,7 @@ class Switch:
             port.familiar = b""
         port.addresses[mac] = None
         self._port_of[mac] = port
+        return True
 
 
 def _framed(frame: memoryview) -> bytes:
