@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from qemu_usernat.config.network import Network as Settings
+from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.testing.background import BackgroundLoop
 from qemu_usernat.testing.capture import Capture as AsyncCapture
@@ -288,6 +289,7 @@ class Network:
         self,
         internet: Internet | None = None,
         settings: Settings | None = None,
+        policy: NetworkPolicy | None = None,
         *,
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
@@ -299,7 +301,13 @@ class Network:
         self._own_loop = loop is None
         self.loop = BackgroundLoop() if loop is None else loop
         self._make: Callable[[], VirtualNetwork] = lambda: VirtualNetwork(
-            internet, settings, guests=guests, seed=seed, folder=folder, accelerator=accelerator
+            internet,
+            settings,
+            policy,
+            guests=guests,
+            seed=seed,
+            folder=folder,
+            accelerator=accelerator,
         )
         self.behind: VirtualNetwork
 
@@ -442,6 +450,15 @@ class Network:
     def restart(self) -> None:
         """End it and start it."""
         self.loop.call(self.behind.restart)
+
+    @property
+    def policy(self) -> NetworkPolicy | None:
+        """What guests may do; None where nothing was said."""
+        return self.behind.policy
+
+    def set_policy(self, policy: NetworkPolicy | None) -> None:
+        """`VirtualNetwork.set_policy`: another policy, at once."""
+        self.loop.call_sync(self.behind.set_policy, policy)
 
     def change_internet(self, internet: Internet) -> None:
         """`VirtualNetwork.change_internet`: another world."""

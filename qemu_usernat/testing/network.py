@@ -294,6 +294,11 @@ class VirtualNetwork:
         await self.stop()
         await self.start()
 
+    @property
+    def policy(self) -> NetworkPolicy | None:
+        """What guests may do; None where nothing was said."""
+        return self._policy
+
     def set_policy(self, policy: NetworkPolicy | None) -> None:
         """Another policy, at once; flows that it does not allow are reset."""
         self._policy = policy

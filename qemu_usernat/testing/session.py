@@ -131,6 +131,7 @@ class HarnessSession:
             for rule in tuple(network.faults.rules):
                 rule.remove()
             network.faults.resume()
+            network.set_policy(options.network.get("policy"))
             network.clear()
             living.log_begins = _size(living.folder, network)
             return network
