@@ -110,12 +110,13 @@ class Groups:
         address = unwrapped(address)
         if address in self.gateway:
             return HOST
-        if self.is_public(address):
-            return PUBLIC
         group = next(iter(self._prefixes.find(address)), PUBLIC)
-        if group in FLOOR:
+        public = self.is_public(address)
+        if group in FLOOR and not public:
             return group
-        return HOST if self.is_of_host(address) else group
+        if self.is_of_host(address):
+            return HOST
+        return PUBLIC if public else group
 
     def is_named(self, group: str, network: Network) -> bool:
         """Whether a rule for `network` names the floor's `group`: a network of that group, or for
