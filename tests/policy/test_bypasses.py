@@ -23,6 +23,7 @@ from qemu_usernat.primitives.addresses import parse_address, parse_mac
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork
 from qemu_usernat.testing.fake_guest.guest import DnsError
+from qemu_usernat.testing.fake_guest.stream import TcpStream
 from qemu_usernat.testing.internet.world import InternetWorld
 from qemu_usernat.wire.ipv4 import ipv4_frames
 
@@ -212,7 +213,7 @@ async def test_a_flood_of_held_connections_is_bounded(
     monkeypatch.setattr("qemu_usernat.connections.FLOWS_MAXIMUM", 40)
     async with guest_under(ONLY_SITE, internet) as (guest, network):
         await guest.resolve("site.example")
-        held: list[trio.abc.Stream] = []
+        held: list[TcpStream] = []
         with suppress(ConnectionRefusedError):
             while len(held) < 60:
                 held.append(await guest.connect_tcp(SITE, 80))
