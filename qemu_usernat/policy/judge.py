@@ -1,8 +1,8 @@
 """The judge: what a policy says about a flow. One pure function, for enforcement and for `explain`.
 
-It answers in three values. A name is believed only where the guest was told so (the flow's `names`)
-and where the first octets that the guest sends agree; until these are read an answer may be open, and
-it is given as soon as every first flight that is still possible leads to the same one.
+It answers in three values. A name is believed only where the guest was told so (`names`) and where
+the first octets that the guest sends agree; until these are read an answer may be open, and is
+given as soon as every first flight that is still possible leads to the same one.
 
 - A rule that *allows* by name needs the pin and the first flight: over TCP the name that TLS or
   HTTP says has to be one that the rule matches and that is pinned to this very address. Port 443
