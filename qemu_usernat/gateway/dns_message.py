@@ -50,6 +50,8 @@ UDP_SIZE_OURS: Final = 1232
 _HEADER = Struct("!HHHHHH")
 _QUESTION_END = Struct("!HH")  # type, class
 _RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
+_OPTION = Struct("!HH")  # code, length (RFC 6891, 6.1.2)
+_EXTENDED_ERROR = 15  # RFC 8914, 2
 _DNSSEC_OK = 0x8000  # in the TTL field of an OPT record (RFC 3225)
 _OWNER_IS_QUESTION = b"\xc0\x0c"  # a pointer to the first name (RFC 1035, 4.1.4)
 
@@ -147,14 +149,21 @@ def reply(
     authority: list[bytes] | None = None,
     *,
     authoritative: bool = False,
+    extended_error: tuple[int, str] | None = None,
 ) -> bytes:
-    """An answer of our own, of records that `record` made; with EDNS if the query has it."""
+    """An answer of our own, of records that `record` made; with EDNS if the query has it, and then
+    with the extended error (RFC 8914)."""
     answers, authority = answers or [], authority or []
     additional = []
     if query.has_edns:
-        options = _DNSSEC_OK if query.dnssec_ok else 0
-        opt = _RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, options, 0)
-        additional.append(b"\0" + opt)
+        flags = _DNSSEC_OK if query.dnssec_ok else 0
+        option = b""
+        if extended_error is not None:
+            code, text = extended_error
+            said = code.to_bytes(2, "big") + text.encode()
+            option = _OPTION.pack(_EXTENDED_ERROR, len(said)) + said
+        opt = _RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, flags, len(option))
+        additional.append(b"\0" + opt + option)
     flags = QR | query.flags & (RD | CD) | RA | rcode | (AA if authoritative else 0)
     counts = 1, len(answers), len(authority), len(additional)
     header = _HEADER.pack(query.identifier, flags, *counts)
@@ -165,6 +174,18 @@ def record(record_type: int, ttl: int, data: bytes, owner: dns.name.Name | None 
     """A resource record of class IN; its owner is the question's name unless given."""
     name = _OWNER_IS_QUESTION if owner is None else owner.to_wire() or b"\0"
     return name + _RECORD.pack(record_type, dns.rdataclass.IN, ttl, len(data)) + data
+
+
+def question(
+    identifier: int, flags: int, name: bytes, record_type: int, udp_size: int | None
+) -> bytes:
+    """A query of our own, for class IN; with EDNS where an answer may be of `udp_size` bytes."""
+    counts = 1, 0, 0, 0 if udp_size is None else 1
+    header = _HEADER.pack(identifier, flags, *counts)
+    opt = b""
+    if udp_size is not None:
+        opt = b"\0" + _RECORD.pack(dns.rdatatype.OPT, udp_size, 0, 0)
+    return header + name + _QUESTION_END.pack(record_type, dns.rdataclass.IN) + opt
 
 
 def with_identifier(message: bytes, identifier: int) -> bytes:

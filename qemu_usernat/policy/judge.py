@@ -284,6 +284,15 @@ class Judge:
             return _allowed_datagrams(rule, request, named)
         return _allowed_by_name(request, named)
 
+    def is_named(self, request: FlowRequest) -> bool:
+        """Whether the first address rule that covers the flow and lists its network allows it."""
+        numbers = {number for number, _ in self._networks.find(unwrapped(request.destination))}
+        for number in sorted(numbers):
+            rule = self.policy.rules[number]
+            if rule.action != LOG and _covers(rule, request):
+                return rule.action == ALLOW
+        return False
+
     # -- names
 
     def judge_name(self, name: str) -> Verdict:

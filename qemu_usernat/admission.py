@@ -1,0 +1,137 @@
+"""Admission: the policy at work. Who may open what, asked by all that opens anything.
+
+It owns which policy holds for which guest, what each guest was told of names, and that every
+verdict is told of. It knows nothing of segments and sockets: connections, datagrams, pings and
+questions for names come here, each before the first octet of the guest's goes anywhere.
+
+Without a policy all is allowed that is not of the floor, and names are nobody's affair.
+"""
+
+from collections.abc import Callable, Mapping
+
+from attrs import define, field, frozen
+
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Verdict
+from qemu_usernat.policy.pins import Pins
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
+
+GUESTS_MAXIMUM = 4096
+"""Guests that are remembered; the one heard first is forgotten first."""
+
+NO_POLICY = NetworkPolicy.allow_all()
+
+
+@frozen
+class Guest:
+    """Who asks."""
+
+    mac: MacAddress
+    link: str
+    """The name of its link."""
+    address: Address
+
+
+@frozen
+class Decision:
+    """A verdict, and all that it was given on: what an audit tells, and what is judged again."""
+
+    guest: Guest
+    request: FlowRequest
+    verdict: Verdict
+    name: str | None = None
+    """The name that was asked for, of a question; else the one that is believed of the flow."""
+
+
+DecisionCallback = Callable[[Decision, float], None]
+
+
+def _told_nobody(decision: Decision, now: float) -> None:
+    """Where nobody audits."""
+
+
+@define(eq=False)
+class Admission:
+    """The policies of one network."""
+
+    groups: Groups
+    policy: NetworkPolicy | None = None
+    """None: no policy was given."""
+    of_guests: Mapping[str, NetworkPolicy] = field(factory=dict)
+    """By MAC address as text, or by the name of the link: in place of `policy`."""
+    on_decision: DecisionCallback = _told_nobody
+    _judges: dict[str, Judge] = field(factory=dict)
+    """By the key in `of_guests`; "" for all others."""
+    _pins: dict[MacAddress, Pins] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.replace(self.policy, self.of_guests)
+
+    def replace(
+        self, policy: NetworkPolicy | None, of_guests: Mapping[str, NetworkPolicy] | None = None
+    ) -> None:
+        """Other policies, from this moment on; flows that live are to be asked for again."""
+        of_guests = of_guests or {}
+        judges = {key: Judge(each, self.groups) for key, each in of_guests.items()}
+        judges[""] = Judge(policy or NO_POLICY, self.groups)
+        self.policy, self.of_guests, self._judges = policy, of_guests, judges
+
+    def judge_of(self, guest: Guest) -> Judge:
+        """The judge of that guest: by its MAC address, its link, or everybody's."""
+        judges = self._judges
+        if len(judges) == 1:
+            return judges[""]
+        for key in (format_mac(guest.mac), guest.link):
+            if key in judges:
+                return judges[key]
+        return judges[""]
+
+    def guards_names(self, guest: Guest) -> bool:
+        """Whether questions for names are judged: where a policy was given."""
+        return self.policy is not None or self.judge_of(guest) is not self._judges[""]
+
+    # -- what a guest was told
+
+    def pins(self, guest: Guest) -> Pins:
+        """Of this guest."""
+        pins = self._pins.get(guest.mac)
+        if pins is None:
+            if len(self._pins) >= GUESTS_MAXIMUM:
+                del self._pins[next(iter(self._pins))]
+            pins = self._pins[guest.mac] = Pins()
+        return pins
+
+    # -- flows
+
+    def admit(
+        self,
+        guest: Guest,
+        protocol: str,
+        destination: Address,
+        port: int,
+        now: float,
+        flight: Flight = UNREAD,
+    ) -> Decision:
+        """Judge a flow; if its verdict is given, tell of it."""
+        names = self.pins(guest).names(destination, now)
+        request = FlowRequest(protocol, destination, port, names, flight)
+        return self.decide(guest, request, now)
+
+    def decide(self, guest: Guest, request: FlowRequest, now: float) -> Decision:
+        """Judge a request; if its verdict is given, tell of it."""
+        verdict = self.judge_of(guest).judge(request)
+        name = request.flight.name or next(iter(sorted(request.names)), None)
+        decision = Decision(guest, request, verdict, name)
+        if not verdict.hold:
+            self.on_decision(decision, now)
+        return decision
+
+    def judge_again(self, decision: Decision) -> Verdict:
+        """What the policy of this moment says of what was decided earlier."""
+        return self.judge_of(decision.guest).judge(decision.request)
+
+    def names_address(self, guest: Guest, request: FlowRequest) -> bool:
+        """Whether a rule allows this very address, and not only any: then what a guest says at
+        its port 53 is between the two."""
+        return self.judge_of(guest).is_named(request)
