@@ -94,8 +94,9 @@ def _no_addresses(address: Address) -> bool:
     return False
 
 
-def _no_names(name: str) -> bool:
-    return False
+def is_internal(name: str) -> bool:
+    """Whether the gateway answers for the name itself, and no other resolver is ever asked."""
+    return name.endswith(".internal")
 
 
 @define
@@ -110,7 +111,7 @@ class Groups:
     """Whether the host itself has this address at this moment."""
     public: tuple[Network, ...] = ()
     """Networks that a hermetic test declares to be public, whatever they are elsewhere."""
-    is_own_name: Callable[[str], bool] = _no_names
+    is_own_name: Callable[[str], bool] = is_internal
     """Whether the name is of our own zone: the operator says what its address is, and nobody
     else can. Other names are never believed to be anything but public."""
     _prefixes: PrefixTable[str] = field(init=False)
