@@ -4,4 +4,20 @@ QEMU's ``-netdev stream`` connects to a socket of ours; the guest gets an addres
 names, and TCP and UDP to the world, with no privileges on the host.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qemu_usernat.policy.rules import NetworkPolicy
+
 __version__ = "0.1.0"
+
+__all__ = ["NetworkPolicy", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is not everybody's is imported when it is asked for (PEP 562)."""
+    if name == "NetworkPolicy":
+        from qemu_usernat.policy.rules import NetworkPolicy
+
+        return NetworkPolicy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

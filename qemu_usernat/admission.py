@@ -127,7 +127,7 @@ class Admission:
             return self.decide(guest, request, now)
         if self.judge_of(guest).is_named(request):
             return self.decide(guest, request, now)
-        decision = Decision(guest, request, Verdict(DENY, Why.OTHER_DNS))
+        decision = Decision(guest, request, Verdict(DENY, Why.NAME_SERVICE))
         self.on_decision(decision, now)
         return decision
 

@@ -29,6 +29,7 @@ from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.tables import Network as IpNetwork
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
@@ -56,11 +57,12 @@ _asked = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_boun
 class World(HostEdge, Asker, Protocol):
     """What is behind the gateway."""
 
+    @property
+    def public(self) -> tuple[IpNetwork, ...]:
+        """Networks that are public there, though they are not elsewhere."""
+
     def is_of_host(self, address: Address) -> bool:
         """Whether the host itself has this address at this moment."""
-
-    def is_public(self, address: Address) -> bool:
-        """Whether this address is public there, though it is not elsewhere."""
 
     def upstreams(self) -> Sequence[Upstream]:
         """Whom to ask for names, at this moment."""
@@ -116,7 +118,7 @@ class Server:
                 lan=(network.subnet,),
                 gateway=frozenset({network.gateway.packed, network.nameserver.packed}),
                 is_of_host=self.world.is_of_host,
-                is_public=self.world.is_public,
+                public=world.public,
             ),
             implicit=_implicit_policy(network),
         )

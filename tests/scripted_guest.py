@@ -24,6 +24,7 @@ from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import difference
 from qemu_usernat.primitives.time import NEVER
 from qemu_usernat.router import EchoRequest, Router
+from qemu_usernat.testing.internet.world import TEST_NETWORKS
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.packets import (
     ACK,
@@ -539,7 +540,7 @@ class ScriptedNetwork:
         self.resolvers = ScriptedResolvers()
         zone = Zone(self.settings.gateway.packed, self.settings.nameserver.packed, 24)
         forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
-        self.admission = Admission(Groups(is_public=lambda address: True))
+        self.admission = Admission(Groups(public=TEST_NETWORKS))
         self.router = Router(
             self.settings, self.host, forwarder, self.admission, b"secret" * 4, self.counters
         )

@@ -6,7 +6,7 @@ file, an environment variable or an option again. Every mistake becomes a `UserE
 that names the file or option, the key, the value, and what is allowed.
 """
 
-from qemu_usernat.config.configuration import Config, read_config
+from qemu_usernat.config.configuration import Config, groups_of, read_config
 from qemu_usernat.config.endpoints import (
     Endpoint,
     FdEndpoint,
@@ -26,6 +26,7 @@ __all__ = [
     "TcpEndpoint",
     "UnixEndpoint",
     "default_endpoint",
+    "groups_of",
     "parse_endpoint",
     "read_config",
 ]

@@ -2,14 +2,15 @@
 
 One table, `_SETTINGS`, says of each key where it stands, how its value is read and what
 is allowed; file and options go through it alike, so that they cannot differ and a
-mistake reads the same from both. An option wins over the file, key by key.
+mistake reads the same from both. An option wins over the file, key by key. The table
+``[policy]`` is read by `qemu_usernat.policy.settings`; rules of the command line come before it.
 """
 
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from qemu_usernat.config.endpoints import (
     parse_endpoint,
 )
 from qemu_usernat.config.network import CONGESTION_ALLOWED, Network, SettingError, Upstream
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.rules import parse_rule
+from qemu_usernat.policy.settings import TABLE as _POLICY
+from qemu_usernat.policy.settings import PolicySettings, read_settings, settings_of_rules
 from qemu_usernat.primitives.addresses import MacAddress, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -40,21 +45,29 @@ class Config:
     connect: tuple[UnixEndpoint, ...] = ()
     verbose: bool = False
     network: Network = attrs.Factory(Network)
+    policy: PolicySettings | None = None
+    """None: no policy was asked for."""
 
 
 def read_config(
-    file: Path | None, options: Mapping[str, Any], *, listen: Endpoint | None = None
+    file: Path | None,
+    options: Mapping[str, Any],
+    *,
+    listen: Endpoint | None = None,
+    policy_file: Path | None = None,
+    rules: Sequence[str] = (),
 ) -> Config:
     """The configuration that `file` and the command line's `options` make together.
 
     `options` maps a key's name to its raw value as TOML would hold it, and holds only
     what was given. `listen` is the endpoint where neither names one; without it, the
-    user's default endpoint, unless there is something to connect to instead.
+    user's default endpoint, unless there is something to connect to instead. `policy_file`
+    holds a table ``[policy]`` and nothing else; `rules` are lines that come before its rules.
 
     UserError for every mistake: the file cannot be read or is not TOML, a key is
     unknown, a value is not allowed, values do not go together.
     """
-    given = _from_file(file) if file else {}
+    given, policy = _from_file(file) if file else ({}, None)
     top, network = _checked(given)  # also what an option is about to replace
     if options:
         given |= {key: (f"--{key.replace('_', '-')}", value) for key, value in options.items()}
@@ -64,7 +77,45 @@ def read_config(
             top["listen"] = (listen,)
         elif not top.get("connect"):
             top["listen"] = (default_endpoint(os.environ, os.getuid()),)
-    return Config(network=network, **top)
+    if policy_file is not None:
+        if policy is not None:
+            raise UserError(f"--policy and the table [{_POLICY}] of {file} exclude each other")
+        policy = policy_file, _policy_table(policy_file)
+    return Config(network=network, policy=_policy(policy, rules, network), **top)
+
+
+def groups_of(network: Network) -> Groups:
+    """Which group an address is of, as far as the configuration says."""
+    return Groups(
+        lan=(network.subnet,),
+        gateway=frozenset({network.gateway.packed, network.nameserver.packed}),
+    )
+
+
+def _policy(
+    raw: tuple[Path, Any] | None, rules: Sequence[str], network: Network
+) -> PolicySettings | None:
+    """Of a file and of the command line; every ``[[policy.expect]]`` holds."""
+    if raw is None:
+        return settings_of_rules(rules) if rules else None
+    origin = f"{raw[0]}: "
+    settings = read_settings(raw[1], origin).preceded_by(tuple(map(parse_rule, rules)))
+    settings.check_expects(groups_of(network), origin)
+    return settings
+
+
+def _policy_table(path: Path) -> Any:
+    """Of a file that has nothing else: what it said besides would be lost."""
+    document = _parse_toml(path)
+    for key in document:
+        if key != _POLICY:
+            raise UserError(
+                f'{path}: key "{key}" is not known; allowed here: [{_POLICY}], and in the file of '
+                "--config everything"
+            )
+    if _POLICY not in document:
+        raise UserError(f"{path}: has no table [{_POLICY}]")
+    return document[_POLICY]
 
 
 def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Network]:
@@ -83,13 +134,15 @@ def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Netw
 # ---- the file ----------------------------------------------------------------------
 
 
-def _from_file(path: Path) -> dict[str, tuple[str, Any]]:
-    """Key to (what to call it in a message, raw value), for every key of the file."""
+def _from_file(path: Path) -> tuple[dict[str, tuple[str, Any]], tuple[Path, Any] | None]:
+    """Key to (what to call it in a message, raw value), for every key of the file; its policy."""
     document = _parse_toml(path)
+    policy = (path, document.pop(_POLICY)) if _POLICY in document else None
     table = document.pop(_TABLE, {})
     if not isinstance(table, dict):
         raise UserError(f'{path}: key "{_TABLE}" is {_show(table)}; allowed: a table [{_TABLE}]')
-    return _known_keys(path, "", document.items()) | _known_keys(path, _TABLE, table.items())
+    given = _known_keys(path, "", document.items()) | _known_keys(path, _TABLE, table.items())
+    return given, policy
 
 
 def _parse_toml(path: Path) -> dict[str, Any]:
@@ -126,12 +179,12 @@ def _known_keys(
 
 def _hint(key: str, table: str, here: list[str]) -> str:
     """What the writer of an unknown key may have meant, and what is allowed there."""
-    tables = [] if table else [f"[{_TABLE}]"]
+    tables = [] if table else [f"[{_TABLE}]", f"[{_POLICY}]"]
     allowed = f"allowed {'in ' if table else ''}here: {', '.join(sorted(here) + tables)}"
     if key in _SETTINGS:
         place = f"in the table [{_TABLE}]" if _SETTINGS[key].table else f"above [{_TABLE}]"
         return f"it belongs {place}; {allowed}"
-    close = difflib.get_close_matches(key, [*here, *([] if table else [_TABLE])], n=1)
+    close = difflib.get_close_matches(key, [*here, *([] if table else [_TABLE, _POLICY])], n=1)
     return f'did you mean "{close[0]}"? {allowed}' if close else allowed
 
 

@@ -5,7 +5,6 @@ world behind the gateway, as a test does, gives the server something else of thi
 """
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv4Network
 
 from attrs import define, field
 
@@ -15,6 +14,7 @@ from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.host.resolve import AnswerCallback, SystemResolvers, UpstreamAsker
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.tables import Network
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
@@ -32,7 +32,7 @@ class SystemWorld:
     """Something happened to a flow: it is to be flushed at the end of the turn."""
     resolvers: Sequence[Upstream] = ()
     """Those to be asked; the host's own where there are none."""
-    public: Sequence[IPv4Network] = ()
+    public: tuple[Network, ...] = ()
     """Networks that count as public, whatever they are elsewhere."""
     _asker: UpstreamAsker = field(init=False)
     _system: SystemResolvers = field(factory=SystemResolvers, init=False)
@@ -58,10 +58,6 @@ class SystemWorld:
     def is_of_host(self, address: Address) -> bool:
         """Whether the host has this address."""
         return self._addresses(address)
-
-    def is_public(self, address: Address) -> bool:
-        """Only what is public anyway, and what the configuration says."""
-        return any(len(address) == 4 and IPv4Address(address) in network for network in self.public)
 
     # -- for the name server: an `Asker`, and whom to ask
 

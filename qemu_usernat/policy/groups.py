@@ -9,7 +9,7 @@ inner address that is judged.
 """
 
 from collections.abc import Callable
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from attrs import define, field
 
@@ -67,6 +67,13 @@ _TABLE: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_NETWORKS: dict[str, tuple[Network, ...]] = {
+    group: tuple(map(ip_network, texts)) for group, texts in _TABLE.items()
+}
+
+_OWN_FIRST = frozenset({LOOPBACK, METADATA})
+"""Groups that an address keeps even where it is the host's own."""
+
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 _NAT64 = bytes.fromhex("0064ff9b") + bytes(8)  # 64:ff9b::/96
 
@@ -78,8 +85,18 @@ def unwrapped(address: Address) -> Address:
     return address
 
 
+def networks_of(group: str) -> tuple[Network, ...]:
+    """Those that make a group, wherever the guests are."""
+    return _NETWORKS.get(group, ())
+
+
 def _no_addresses(address: Address) -> bool:
     return False
+
+
+def is_internal(name: str) -> bool:
+    """Whether the gateway answers for the name itself, and no other resolver is ever asked."""
+    return name.endswith(".internal")
 
 
 @define
@@ -92,17 +109,24 @@ class Groups:
     """The gateway's own addresses."""
     is_of_host: Callable[[Address], bool] = _no_addresses
     """Whether the host itself has this address at this moment."""
-    is_public: Callable[[Address], bool] = _no_addresses
-    """Whether this address is public here, whatever it is elsewhere: a hermetic test's own."""
+    public: tuple[Network, ...] = ()
+    """Networks that a hermetic test declares to be public, whatever they are elsewhere."""
+    is_own_name: Callable[[str], bool] = is_internal
+    """Whether the name is of our own zone: the operator says what its address is, and nobody
+    else can. Other names are never believed to be anything but public."""
     _prefixes: PrefixTable[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         table = PrefixTable[str]()
-        for group, texts in _TABLE.items():
-            for text in texts:
-                table.add(ip_network(text), group)
-        for network in self.lan:
+        for network in self.lan:  # of equal prefixes the first counts
             table.add(network, LAN)
+            if network.version == 4 and network.prefixlen < 31:
+                table.add(ip_network(network.broadcast_address), MULTICAST)
+        for network in self.public:
+            table.add(network, PUBLIC)
+        for group, networks in _NETWORKS.items():
+            for network in networks:
+                table.add(network, group)
         self._prefixes = table
 
     def of(self, address: Address) -> str:
@@ -111,19 +135,15 @@ class Groups:
         if address in self.gateway:
             return HOST
         group = next(iter(self._prefixes.find(address)), PUBLIC)
-        public = self.is_public(address)
-        if group in FLOOR and not public:
-            return group
-        if self.is_of_host(address):
-            return HOST
-        return PUBLIC if public else group
+        return HOST if group not in _OWN_FIRST and self.is_of_host(address) else group
 
-    def is_named(self, group: str, network: Network) -> bool:
-        """Whether a rule for `network` names the floor's `group`: a network of that group, or for
-        the host's own addresses the very address. A wide network names nothing that lies in it."""
-        if group == HOST:
-            return network.prefixlen == network.max_prefixlen
-        return any(
-            network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
-            for other in map(ip_network, _TABLE[group])
-        )
+
+def names_group(
+    group: str, first: IPv4Address | IPv6Address, last: IPv4Address | IPv6Address
+) -> bool:
+    """Whether a rule for the addresses from `first` to `last` names the floor's `group`: it is
+    for one single address, or for none but that group's. A wide network names nothing in it."""
+    return first == last or any(
+        network.version == first.version and first in network and last in network
+        for network in networks_of(group)
+    )

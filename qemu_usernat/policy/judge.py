@@ -1,24 +1,28 @@
 """The judge: what a policy says about a flow. One pure function, for enforcement and for `explain`.
 
-It answers in three values. A name is believed only where the guest was told so (`names`) and where
-the first octets that the guest sends agree; until these are read an answer may be open, and is
-given as soon as every first flight that is still possible leads to the same one.
+A name is believed only where the guest was told so (`names`) and where the first octets that the
+guest sends agree. What follows from a first flight that has been read is plain: the first rule that
+matches decides. While it is not read, the verdict is what every first flight that is still possible
+leads to; if they lead to different ones, it is open, and the flow is held. So an early verdict
+cannot be wrong.
 
 - A rule that *allows* by name needs the pin and the first flight: over TCP the name that TLS or
   HTTP says has to be one that the rule matches and that is pinned to this very address. Port 443
-  wants TLS, port 80 HTTP; elsewhere a protocol that says no name passes on the pin alone.
-- A rule that *denies* or logs by name matches the name that is said; where none is, the names of
-  the address.
+  wants TLS, port 80 HTTP; elsewhere a protocol that says no name passes on the pin alone. The
+  address has to be public, unless the name is of our own zone: what others answer opens no way
+  inward, not even where another rule lets the address be told.
+- A rule that *denies* by name matches the name that is said; where none is, the names of the
+  address. What cannot be read (a malformed flight, QUIC) may say any name, and is denied.
 - Over UDP and ICMP there is no first flight: names count where the rule says the protocol, and
   never for UDP to port 443, so that clients of QUIC fall back to TCP.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from enum import Enum
 
 from attrs import define, field, frozen
 
-from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, unwrapped
+from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, names_group, unwrapped
 from qemu_usernat.policy.places import (
     AnyPlace,
     DnsPlace,
@@ -26,45 +30,16 @@ from qemu_usernat.policy.places import (
     NamePlace,
     NetworkPlace,
     Place,
+    RangePlace,
     Service,
 )
 from qemu_usernat.policy.rules import ALLOW, DENY, LOG, NetworkPolicy, Rule
-from qemu_usernat.policy.tables import NameTable, Network, PrefixTable
+from qemu_usernat.policy.tables import NameTable, PrefixTable
+from qemu_usernat.policy.why import Why as Why
 from qemu_usernat.primitives.addresses import Address
 
 HTTPS_PORT, HTTP_PORT = 443, 80
 QUIC_PORT = 443
-
-
-class Why(Enum):
-    """Why a verdict is what it is: the closed list."""
-
-    RULE = "rule"
-    """The rule that is named matches."""
-    DEFAULT = "default"
-    """No rule matches."""
-    FLOOR = "floor"
-    """No rule names the group of the address, and no default reaches it."""
-    HELD = "held"
-    """What the guest says first will decide."""
-    NOT_PINNED = "not_pinned"
-    """A rule names what the guest says, but the guest was not given this address for it."""
-    OTHER_NAME = "other_name"
-    """The address is of an allowed name, but the guest speaks to another one there."""
-    NO_NAME = "no_name"
-    """The address is of an allowed name, but the guest does not say whom it speaks to."""
-    UNREADABLE = "unreadable"
-    """What the guest says first cannot be read."""
-    NOT_TLS = "not_tls"
-    """The address is of an allowed name, but on port 443 the guest does not speak TLS."""
-    NOT_HTTP = "not_http"
-    """The address is of an allowed name, but on port 80 the guest does not speak HTTP/1."""
-    QUIC = "quic"
-    """UDP to port 443, where a name decides: the client falls back to TCP."""
-    OTHER_DNS = "other_dns"
-    """Another way to ask for names than the gateway's, that no rule allows by its address."""
-    PROTOCOL = "protocol"
-    """The address is of an allowed name, but the rule does not say this protocol."""
 
 
 class Speech(Enum):
@@ -138,24 +113,53 @@ class Match(Enum):
 
 @frozen
 class Finding:
-    """Whether a rule matches, and if it nearly did, what it lacks."""
+    """Whether a rule matches; and why, or what it lacks if it nearly does."""
 
     match: Match
-    lacks: Why | None = None
+    why: Why | None = None
 
 
-_YES, _NO, _MAYBE = Finding(Match.YES), Finding(Match.NO), Finding(Match.MAYBE, Why.HELD)
+_YES, _NO = Finding(Match.YES, Why.RULE), Finding(Match.NO)
+
+
+def _lacks(why: Why) -> Finding:
+    return Finding(Match.NO, why)
 
 
 @frozen
 class _Hits:
-    """What of a request is in the tables."""
+    """What of a request is in the tables, as numbers of rules: it does not change with what the
+    guest says."""
 
     group: str
     by_address: frozenset[int]
-    """Rules that name the address, its group, or any."""
-    by_name: Mapping[int, frozenset[str]]
-    """Rules that name a name of the request, and which names."""
+    """They name the address, its group, or any."""
+    by_floor: frozenset[int]
+    """They would allow it, but for the floor."""
+    by_some_name: frozenset[int]
+    """They name some name of the address."""
+    by_all_names: frozenset[int]
+    """They name every one."""
+    by_belief: frozenset[int]
+    """They name one that may allow this address."""
+    believed: frozenset[str]
+    """The names that may allow this address."""
+
+
+@frozen
+class _Case:
+    """A first flight that may come, or has."""
+
+    speech: Speech
+    name: str | None
+    named: frozenset[int] = frozenset()
+    """Rules that name that name."""
+
+
+_SOMEONE_ELSE = ""
+"""A name that no address is pinned to, and which it is does not matter."""
+
+_WORDLESS = _Case(Speech.OTHER, None)
 
 
 @define
@@ -164,30 +168,31 @@ class Judge:
 
     policy: NetworkPolicy
     groups: Groups
-    _networks: PrefixTable[tuple[int, Network]] = field(factory=PrefixTable, init=False)
+    _networks: PrefixTable[tuple[int, NetworkPlace | RangePlace]] = field(
+        factory=PrefixTable, init=False
+    )
     _names: NameTable[int] = field(factory=NameTable, init=False)
     _groups: dict[str, list[int]] = field(factory=dict, init=False)
     _any: list[int] = field(factory=list, init=False)
     _dns: list[int] = field(factory=list, init=False)
-    _by_speech: list[int] = field(factory=list, init=False)
-    """Rules that deny or log by name, which may match whatever is said first: of each kind the
-    first is enough to know what is possible."""
+    _denying: list[int] = field(factory=list, init=False)
+    """Rules that deny by name, whichever: of those with the same services the first is enough."""
 
     def __attrs_post_init__(self) -> None:
-        kinds: set[tuple[str, tuple[Service, ...]]] = set()
+        seen: set[tuple[Service, ...]] = set()
         for number, rule in enumerate(self.policy.rules):
             for place in rule.places:
                 self._add(place, number)
-            kind = rule.action, rule.services
             names = any(isinstance(place, NamePlace) for place in rule.places)
-            if names and rule.action != ALLOW and kind not in kinds:
-                kinds.add(kind)
-                self._by_speech.append(number)
+            if names and rule.action == DENY and rule.services not in seen:
+                seen.add(rule.services)
+                self._denying.append(number)
 
     def _add(self, place: Place, number: int) -> None:
         match place:
-            case NetworkPlace(network):
-                self._networks.add(network, (number, network))
+            case NetworkPlace() | RangePlace():
+                for network in place.networks():
+                    self._networks.add(network, (number, place))
             case NamePlace(name, wildcard):
                 self._names.add(name, number, wildcard)
             case GroupPlace(group):
@@ -202,89 +207,22 @@ class Judge:
     def judge(self, request: FlowRequest) -> Verdict:
         """The verdict, or that it is held until more of the first flight is read."""
         hits = self._hits(request)
-        candidates = {*hits.by_address, *hits.by_name}
-        if request.protocol == "tcp" and request.flight.speech is Speech.OPEN:
-            candidates.update(self._by_speech)
-        rules = self.policy.rules
-        logged: list[Rule] = []
-        possible: dict[str, Rule] = {}
-        near = self._floor(request, hits)
-        for number in sorted(candidates):
-            rule = rules[number]
-            finding = self._finding(number, request, hits)
-            if finding.match is Match.NO:
-                if near is None and finding.lacks is not None:
-                    near = finding.lacks, rule
-            elif rule.action == LOG:
-                if finding.match is Match.YES:
-                    logged.append(rule)
-            else:
-                possible.setdefault(rule.action, rule)
-                if finding.match is Match.YES:
-                    return _verdict(possible, Why.RULE, logged)
-        default, why, rule_near = self._default(hits, near)
-        if possible and default not in possible:
-            return Verdict(None, Why.HELD, next(iter(possible.values())), tuple(logged))
-        if possible:
-            return _verdict(possible, Why.RULE, logged)
-        return Verdict(default, why, rule_near, tuple(logged))
-
-    def _default(
-        self, hits: _Hits, near: tuple[Why, Rule | None] | None
-    ) -> tuple[str, Why, Rule | None]:
-        """What is done where no rule matches."""
-        if self.policy.default == ALLOW and hits.group not in FLOOR:
-            return ALLOW, Why.DEFAULT, None
-        why, rule = near or (Why.DEFAULT, None)
-        return DENY, why, rule
-
-    def _floor(self, request: FlowRequest, hits: _Hits) -> tuple[Why, Rule | None] | None:
-        """If the floor is what keeps the flow from a default or from a rule for any address."""
-        if hits.group not in FLOOR:
-            return None
-        if self.policy.default == ALLOW:
-            return Why.FLOOR, None
-        for number in self._any:
-            rule = self.policy.rules[number]
-            if rule.action == ALLOW and _covers(rule, request):
-                return Why.FLOOR, rule
-        return None
+        verdicts = [self._decide(request, hits, case) for case in self._cases(request, hits)]
+        if len({verdict.action for verdict in verdicts}) == 1:
+            return verdicts[0]
+        rule = next((verdict.rule for verdict in verdicts if verdict.rule), None)
+        return Verdict(None, Why.HELD, rule)
 
     def findings(self, request: FlowRequest) -> Iterator[tuple[Rule, Finding]]:
         """For `explain`: what the judge finds of each rule, in order; it stops at none."""
         hits = self._hits(request)
+        cases = self._cases(request, hits)
         for number, rule in enumerate(self.policy.rules):
-            yield rule, self._finding(number, request, hits)
-
-    def _hits(self, request: FlowRequest) -> _Hits:
-        address = unwrapped(request.destination)
-        group = self.groups.of(address)
-        by_address = set(self._groups.get(group, ()))
-        if group not in FLOOR:
-            by_address.update(self._any)
-        for number, network in self._networks.find(address):
-            if group not in FLOOR or self.groups.is_named(group, network):
-                by_address.add(number)
-        by_name: dict[int, set[str]] = {}
-        spoken = request.flight.name
-        for name in request.names if spoken is None else request.names | {spoken}:
-            for number in self._names.find(name):
-                by_name.setdefault(number, set()).add(name)
-        frozen_names = {number: frozenset(names) for number, names in by_name.items()}
-        return _Hits(group, frozenset(by_address), frozen_names)
-
-    def _finding(self, number: int, request: FlowRequest, hits: _Hits) -> Finding:
-        rule = self.policy.rules[number]
-        named = hits.by_name.get(number, frozenset())
-        if not _covers(rule, request):
-            return _NO
-        if number in hits.by_address:
-            return _YES
-        if rule.action != ALLOW:
-            return _denied_by_name(request, named)
-        if request.protocol != "tcp":
-            return _allowed_datagrams(rule, request, named)
-        return _allowed_by_name(request, named)
+            found = [self._finding(number, request, hits, case) for case in cases]
+            if len({finding.match for finding in found}) == 1:
+                yield rule, found[0]
+            else:
+                yield rule, Finding(Match.MAYBE, Why.HELD)
 
     def is_named(self, request: FlowRequest) -> bool:
         """Whether the first address rule that covers the flow and lists its network allows it."""
@@ -295,10 +233,105 @@ class Judge:
                 return rule.action == ALLOW
         return False
 
+    def _hits(self, request: FlowRequest) -> _Hits:
+        address = unwrapped(request.destination)
+        group = self.groups.of(address)
+        by_address, by_floor = set(self._groups.get(group, ())), set[int]()
+        (by_floor if group in FLOOR else by_address).update(self._any)
+        for number, place in self._networks.find(address):
+            allows = self.policy.rules[number].action == ALLOW
+            if allows and group in FLOOR and not names_group(group, *place.bounds()):
+                by_floor.add(number)
+            else:
+                by_address.add(number)
+        believed = request.names
+        if group != PUBLIC:
+            believed = frozenset(filter(self.groups.is_own_name, believed))
+        named = {name: frozenset(self._names.find(name)) for name in request.names}
+        none = frozenset[int]()
+        return _Hits(
+            group,
+            frozenset(by_address),
+            frozenset(by_floor) - by_address,
+            none.union(*named.values()),
+            frozenset.intersection(*named.values()) if named else none,
+            none.union(*(named[name] for name in believed)),
+            believed,
+        )
+
+    def _cases(self, request: FlowRequest, hits: _Hits) -> list[_Case]:
+        """What the guest has said; while that is open, one case for each verdict it may lead to."""
+        flight = request.flight
+        if request.protocol != "tcp":
+            return [_WORDLESS]
+        if flight.speech is not Speech.OPEN:
+            if flight.name is None or flight.speech not in (Speech.TLS, Speech.HTTP):
+                return [_Case(flight.speech, None)]
+            return [_Case(flight.speech, flight.name, frozenset(self._names.find(flight.name)))]
+        denying = next((n for n in self._denying if _covers(self.policy.rules[n], request)), None)
+        if not hits.by_some_name and denying is None:
+            return [_WORDLESS]  # no rule cares
+        names: dict[tuple[frozenset[int], bool], str] = {}  # one of those that lead to the same
+        for name in request.names:
+            names[frozenset(self._names.find(name)), name in hits.believed] = name
+        said: list[tuple[str | None, frozenset[int]]] = [
+            *((name, named) for (named, _), name in names.items()),
+            (None, frozenset()),
+            (_SOMEONE_ELSE, frozenset()),
+        ]
+        if denying is not None:
+            said.append((_SOMEONE_ELSE, frozenset({denying})))
+        cases: list[_Case] = []
+        for speech in filter(flight.possible.__contains__, Speech):
+            if speech in (Speech.TLS, Speech.HTTP):
+                cases += (_Case(speech, name, named) for name, named in said)
+            else:
+                cases.append(_Case(speech, None))
+        return cases
+
+    def _decide(self, request: FlowRequest, hits: _Hits, case: _Case) -> Verdict:
+        """The first rule that matches decides."""
+        candidates = hits.by_address.union(hits.by_floor, hits.by_some_name, case.named)
+        if _is_blind(request, case):
+            candidates = candidates.union(self._denying)
+        logged: list[Rule] = []
+        near: tuple[Why, Rule | None] | None = None
+        for number in sorted(candidates):
+            rule = self.policy.rules[number]
+            finding = self._finding(number, request, hits, case)
+            if finding.match is Match.NO:
+                if near is None and finding.why is not None:
+                    near = finding.why, rule
+            elif rule.action == LOG:
+                logged.append(rule)
+            else:
+                return Verdict(rule.action, finding.why or Why.RULE, rule, tuple(logged))
+        if self.policy.default == ALLOW:
+            if hits.group not in FLOOR:
+                return Verdict(ALLOW, Why.DEFAULT, None, tuple(logged))
+            near = near or (Why.FLOOR, None)
+        return Verdict(DENY, *(near or (Why.DEFAULT, None)), tuple(logged))
+
+    def _finding(self, number: int, request: FlowRequest, hits: _Hits, case: _Case) -> Finding:
+        """Whether a rule matches, in one case: yes or no."""
+        rule = self.policy.rules[number]
+        if not _covers(rule, request):
+            return _NO
+        if number in hits.by_address:
+            return _YES
+        if rule.action == ALLOW:
+            if number in hits.by_floor:
+                return _lacks(Why.FLOOR)
+            return _allows_by_name(number, rule, request, hits, case)
+        if rule.action == LOG:  # too much is noted rather than too little
+            return _YES if number in hits.by_some_name or number in case.named else _NO
+        return _denies_by_name(number, rule, request, hits, case)
+
     # -- names
 
     def judge_name(self, name: str) -> Verdict:
         """Whether `name` may be looked up: if a rule could admit it, or names are free."""
+        name = name.removesuffix(".").lower()
         logged: list[Rule] = []
         for number in sorted({*self._names.find(name), *self._dns}):
             rule = self.policy.rules[number]
@@ -310,8 +343,7 @@ class Judge:
 
     def may_be_told(self, address: Address) -> bool:
         """Whether an answer may hold this address: it is public, or may be reached on its own."""
-        request = FlowRequest("", address, 0)
-        hits = self._hits(request)
+        hits = self._hits(FlowRequest("", address, 0))
         if hits.group == PUBLIC:
             return True
         for number in sorted(hits.by_address):
@@ -323,64 +355,51 @@ class Judge:
         return self.policy.default == ALLOW and hits.group not in FLOOR
 
 
-def _verdict(possible: Mapping[str, Rule], why: Why, logged: Sequence[Rule]) -> Verdict:
-    """Of the actions that are possible: the one, or that it is open."""
-    if len(possible) > 1:
-        return Verdict(None, Why.HELD, next(iter(possible.values())), tuple(logged))
-    ((action, rule),) = possible.items()
-    return Verdict(action, why, rule, tuple(logged))
-
-
 def _covers(rule: Rule, request: FlowRequest) -> bool:
     return not rule.services or any(
         service.covers(request.protocol, request.port) for service in rule.services
     )
 
 
-def _allowed_datagrams(rule: Rule, request: FlowRequest, named: frozenset[str]) -> Finding:
-    """A rule that allows by name, and a flow without a first flight that is read."""
-    if not named & request.names:
-        return _NO
-    if request.protocol == "udp" and request.port == QUIC_PORT:
-        return Finding(Match.NO, Why.QUIC)
-    said = any(service.protocol == request.protocol for service in rule.services)
-    return _YES if said else Finding(Match.NO, Why.PROTOCOL)
+def _is_blind(request: FlowRequest, case: _Case) -> bool:
+    """Whether the guest may be saying any name."""
+    return case.speech is Speech.UNREADABLE or _is_quic(request)
 
 
-def _allowed_by_name(request: FlowRequest, named: frozenset[str]) -> Finding:
-    """A rule that allows by name, and a connection."""
-    flight, pinned = request.flight, named & request.names
-    if not pinned:
-        return Finding(Match.NO, Why.NOT_PINNED) if named else _NO
-    if flight.speech is not Speech.OPEN:
-        return _allowed_speech(flight.speech, flight.name, request.port, pinned, named)
-    outcomes = [
-        _MAYBE
-        if speech in (Speech.TLS, Speech.HTTP) and _fits(speech, request.port) is None
-        else _allowed_speech(speech, None, request.port, pinned, named)
-        for speech in sorted(flight.possible, key=lambda speech: speech.value)
-    ]
-    matches = {outcome.match for outcome in outcomes}
-    return outcomes[0] if len(matches) == 1 else _MAYBE
+def _is_quic(request: FlowRequest) -> bool:
+    return request.protocol == "udp" and request.port == QUIC_PORT
 
 
-def _allowed_speech(
-    speech: Speech, name: str | None, port: int, pinned: frozenset[str], named: frozenset[str]
+def _allows_by_name(
+    number: int, rule: Rule, request: FlowRequest, hits: _Hits, case: _Case
 ) -> Finding:
-    if speech is Speech.UNREADABLE:
-        return Finding(Match.NO, Why.UNREADABLE)
-    lacks = _fits(speech, port)
-    if lacks is not None:
-        return Finding(Match.NO, lacks)
-    if speech is Speech.OTHER or name in pinned:
+    """A rule that allows by name: by a pin, and what is said."""
+    said = number in case.named
+    if number not in hits.by_belief:
+        if number in hits.by_some_name:
+            return _lacks(Why.INWARD)
+        return _lacks(Why.NOT_PINNED) if said else _NO
+    if request.protocol != "tcp":
+        if _is_quic(request):
+            return _lacks(Why.QUIC)
+        named = any(service.protocol == request.protocol for service in rule.services)
+        return _YES if named else _lacks(Why.PROTOCOL)
+    wrong = _misfit(case.speech, request.port)
+    if wrong is not None:
+        return _lacks(wrong)
+    if case.speech is Speech.OTHER:
+        return Finding(Match.YES, Why.PIN)
+    if said and case.name in hits.believed:
         return _YES
-    if name is None:
-        return Finding(Match.NO, Why.NO_NAME)
-    return Finding(Match.NO, Why.NOT_PINNED if name in named else Why.OTHER_NAME)
+    if case.name is None:
+        return _lacks(Why.NO_NAME)
+    return _lacks(Why.NOT_PINNED if said else Why.OTHER_NAME)
 
 
-def _fits(speech: Speech, port: int) -> Why | None:
+def _misfit(speech: Speech, port: int) -> Why | None:
     """What is wrong with speaking this at that port, under a name."""
+    if speech is Speech.UNREADABLE:
+        return Why.UNREADABLE
     if port == HTTPS_PORT and speech is not Speech.TLS:
         return Why.NOT_TLS
     if port == HTTP_PORT and speech is not Speech.HTTP:
@@ -388,17 +407,16 @@ def _fits(speech: Speech, port: int) -> Why | None:
     return None
 
 
-def _denied_by_name(request: FlowRequest, named: frozenset[str]) -> Finding:
-    """A rule that denies or logs by name: by the one that is said, else by those of the address."""
-    flight, pinned = request.flight, bool(named & request.names)
-    if pinned and named >= request.names:
-        return _YES  # the address has no other name
-    if request.protocol != "tcp":
-        return _YES if pinned else _NO
-    if flight.name is not None:
-        return _YES if flight.name in named else _NO
-    if flight.speech is not Speech.OPEN:
-        return _YES if pinned else _NO
-    if flight.possible & {Speech.TLS, Speech.HTTP}:
-        return _MAYBE
-    return _YES if pinned else _NO
+def _denies_by_name(
+    number: int, rule: Rule, request: FlowRequest, hits: _Hits, case: _Case
+) -> Finding:
+    """A rule that denies by name: by the one that is said, else by those of the address."""
+    if number in hits.by_all_names:
+        return _YES  # whatever is said, the address has no other name
+    if case.name is not None:
+        return _YES if number in case.named else _NO
+    if number in hits.by_some_name:
+        return _YES
+    if _is_blind(request, case) and any(isinstance(place, NamePlace) for place in rule.places):
+        return Finding(Match.YES, Why.QUIC if _is_quic(request) else Why.UNREADABLE)
+    return _NO

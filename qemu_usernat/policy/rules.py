@@ -1,8 +1,8 @@
 """A policy: an ordered list of rules and a default, as a value.
 
 It owns what a policy is and how it is written: by calls, as text with one rule a line, and (in
-`toml`) as TOML. What follows from it for a flow is `judge`'s. A policy is never changed: each call
-gives another one, and the order of calls is the order of rules.
+`settings`) as TOML. What follows from it for a flow is `judge`'s. A policy is never changed: each
+call gives another one, and the order of calls is the order of rules.
 
     NetworkPolicy.deny_all().allow_dns().allow_https("*.github.com", "pypi.org")
 """
@@ -16,12 +16,12 @@ from qemu_usernat.policy.places import (
     AnyPlace,
     DnsPlace,
     GroupPlace,
-    NamePlace,
     NetworkPlace,
     Place,
+    RangePlace,
     Service,
     parse_name,
-    parse_places,
+    parse_place,
     parse_range,
     parse_service,
 )
@@ -30,10 +30,19 @@ from qemu_usernat.primitives.errors import UserError
 ALLOW, DENY, LOG = "allow", "deny", "log"
 ACTIONS = (ALLOW, DENY, LOG)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 ._-]{0,62}[A-Za-z0-9._-])?")
+_DEFAULT = re.compile(r"default\s+(\S+)")
 _LINE = re.compile(
     r"(?:(?P<name>[^:,]+):\s+)?(?P<action>allow|deny|log)\s+(?P<places>.*?)(?:\s+on\s+(?P<services>.*))?"
 )
+
+
+def _services_without_repetition(services: Iterable[Service]) -> tuple[Service, ...]:
+    return tuple(dict.fromkeys(services))
+
+
+def _places_without_repetition(places: Iterable[Place]) -> tuple[Place, ...]:
+    return tuple(dict.fromkeys(places))
 
 
 @frozen
@@ -42,8 +51,8 @@ class Rule:
 
     action: str
     """``allow``, ``deny``, or ``log``: noted, and the rules after it decide."""
-    places: tuple[Place, ...]
-    services: tuple[Service, ...] = ()
+    places: tuple[Place, ...] = field(converter=_places_without_repetition)
+    services: tuple[Service, ...] = field(default=(), converter=_services_without_repetition)
     """None: all."""
     name: str | None = None
 
@@ -94,11 +103,7 @@ def make_rule(
     action: str, places: Iterable[str], services: Iterable[str] | None, name: str | None = None
 ) -> Rule:
     """A rule of textual parts; UserError. `services` is None where none are named."""
-    on = None if services is None else tuple(map(parse_service, services))
-    if on == ():
-        raise UserError('"on" is an empty list of services; allowed: at least one, or no "on"')
-    found = [place for text in places for place in parse_places(text)]
-    return Rule(action, tuple(dict.fromkeys(found)), tuple(dict.fromkeys(on or ())), name)
+    return Rule(action, tuple(map(parse_place, places)), _services(services), name)
 
 
 def _words(text: str) -> list[str]:
@@ -146,8 +151,9 @@ class NetworkPolicy:
                     continue
                 if default is not None:
                     raise UserError('the line "default …" is the last one')
-                if content.startswith("default "):
-                    default = content.removeprefix("default ").strip()
+                last = _DEFAULT.fullmatch(content)
+                if last:
+                    default = last[1]
                 else:
                     rules.append(parse_rule(content))
             except UserError as error:
@@ -180,19 +186,19 @@ class NetworkPolicy:
             raise UserError(f'named("{name}"): there is no rule yet')
         return evolve(self, rules=(*self.rules[:-1], evolve(self.rules[-1], name=name)))
 
-    def allow_ip(self, *networks: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def allow_ip(self, *networks: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """Addresses and networks: ``allow_ip("192.0.2.7", "10.0.0.0/8", on="tcp/22")``."""
         return self._networks(ALLOW, networks, on)
 
-    def deny_ip(self, *networks: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def deny_ip(self, *networks: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """The other way round."""
         return self._networks(DENY, networks, on)
 
     def allow_ip_range(
-        self, first: str, last: str, on: str | Iterable[str] = ()
+        self, first: str, last: str, on: str | Iterable[str] | None = None
     ) -> "NetworkPolicy":
         """All addresses from one to another, both included."""
-        return self._with(Rule(ALLOW, parse_range(first, last), _services(on)))
+        return self._with(Rule(ALLOW, (parse_range(first, last),), _services(on)))
 
     def allow_port(self, port: int, protocol: str | None = None) -> "NetworkPolicy":
         """Every address on that port, of TCP and UDP if `protocol` is not given."""
@@ -222,23 +228,23 @@ class NetworkPolicy:
         """Any name may be looked up: a way out for data, in the names."""
         return self._with(Rule(ALLOW, (DnsPlace(),)))
 
-    def allow_domain(self, *names: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def allow_domain(self, *names: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """Names, and wildcards over them."""
         return self._names(ALLOW, names, on)
 
-    def deny_domain(self, *names: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def deny_domain(self, *names: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """The other way round."""
         return self._names(DENY, names, on)
 
-    def log_domain(self, *names: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def log_domain(self, *names: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """Only note flows to these names."""
         return self._names(LOG, names, on)
 
-    def allow_group(self, *groups: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def allow_group(self, *groups: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """Groups of addresses: ``allow_group("private")``."""
         return self._groups(ALLOW, groups, on)
 
-    def deny_group(self, *groups: str, on: str | Iterable[str] = ()) -> "NetworkPolicy":
+    def deny_group(self, *groups: str, on: str | Iterable[str] | None = None) -> "NetworkPolicy":
         """The other way round."""
         return self._groups(DENY, groups, on)
 
@@ -246,26 +252,24 @@ class NetworkPolicy:
         return evolve(self, rules=(*self.rules, rule))
 
     def _networks(
-        self, action: str, networks: Iterable[str], on: str | Iterable[str]
+        self, action: str, networks: Iterable[str], on: str | Iterable[str] | None
     ) -> "NetworkPolicy":
-        places = [place for text in networks for place in parse_places(text)]
+        places = tuple(map(parse_place, networks))
         for place in places:
-            if not isinstance(place, NetworkPlace):
+            if not isinstance(place, NetworkPlace | RangePlace):
                 raise UserError(f'"{place}" is no network; allowed: an address, network or range')
-        return self._with(Rule(action, tuple(places), _services(on)))
-
-    def _names(self, action: str, names: Iterable[str], on: str | Iterable[str]) -> "NetworkPolicy":
-        places = tuple(map(parse_name, names))
         return self._with(Rule(action, places, _services(on)))
 
-    def _groups(
-        self, action: str, groups: Iterable[str], on: str | Iterable[str]
+    def _names(
+        self, action: str, names: Iterable[str], on: str | Iterable[str] | None
     ) -> "NetworkPolicy":
-        places = [place for text in groups for place in parse_places(text)]
-        for place in places:
-            if not isinstance(place, GroupPlace):
-                raise UserError(f'"{place}" is no group of addresses')
-        return self._with(Rule(action, tuple(places), _services(on)))
+        return self._with(Rule(action, tuple(map(parse_name, names)), _services(on)))
+
+    def _groups(
+        self, action: str, groups: Iterable[str], on: str | Iterable[str] | None
+    ) -> "NetworkPolicy":
+        places = tuple(GroupPlace(group.strip().lower()) for group in groups)
+        return self._with(Rule(action, places, _services(on)))
 
     def _port(self, action: str, port: int, protocol: str | None) -> "NetworkPolicy":
         text = f"{port}" if protocol is None else f"{protocol}/{port}"
@@ -275,8 +279,11 @@ class NetworkPolicy:
         return self._with(make_rule(ALLOW, tuple(places) or ("any",), (service,)))
 
 
-def _services(on: str | Iterable[str]) -> tuple[Service, ...]:
-    return tuple(map(parse_service, [on] if isinstance(on, str) else on))
-
-
-__all__ = ["ALLOW", "DENY", "LOG", "NamePlace", "NetworkPolicy", "Rule", "make_rule", "parse_rule"]
+def _services(on: str | Iterable[str] | None) -> tuple[Service, ...]:
+    """None: all. An empty list is a mistake, and not all."""
+    if on is None:
+        return ()
+    services = tuple(map(parse_service, [on] if isinstance(on, str) else on))
+    if not services:
+        raise UserError('"on" is an empty list of services; allowed: at least one, or no "on"')
+    return services

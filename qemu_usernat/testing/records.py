@@ -22,6 +22,7 @@ from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import HostState
 from qemu_usernat.nat.udp import GuestDatagrams, HostDatagrams, UdpMapping
 from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.policy.tables import Network
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.router import EchoRequest
 from qemu_usernat.wire.packets import ICMP, TCP, UDP, Buffer, IpPacket
@@ -275,9 +276,10 @@ class RecordingWorld:
         """The world's."""
         return self.world.is_of_host(address)
 
-    def is_public(self, address: Address) -> bool:
+    @property
+    def public(self) -> tuple[Network, ...]:
         """The world's."""
-        return self.world.is_public(address)
+        return self.world.public
 
     # -- for the name server
 
@@ -314,7 +316,7 @@ class RecordingWorld:
                 request.protocol,
                 (format_address(decision.guest.address), 0),
                 (address, request.port),
-                decision.name,
+                decision.name or self.name_of(address),
                 verdict.why.value,
                 "" if rule is None else str(rule),
             )

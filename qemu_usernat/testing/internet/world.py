@@ -6,6 +6,7 @@ defined is refused at once, and noted.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from ipaddress import ip_network
 from typing import cast
 
 import trio
@@ -15,6 +16,7 @@ from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.tables import Network
 from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
 from qemu_usernat.router import EchoRequest
 from qemu_usernat.testing.internet.datagrams import HostSocket
@@ -25,8 +27,8 @@ from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
 from qemu_usernat.wire.packets import Buffer
 
-TEST_NETWORKS = tuple(
-    bytes(prefix) for prefix in ((192, 0, 2), (198, 51, 100), (203, 0, 113), (198, 18), (198, 19))
+TEST_NETWORKS: tuple[Network, ...] = tuple(
+    map(ip_network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15"))
 )
 """Networks for documentation (RFC 5737) and benchmarks (RFC 2544): here they are the world."""
 
@@ -127,9 +129,10 @@ class InternetWorld:
         """There is no host."""
         return False
 
-    def is_public(self, address: Address) -> bool:
-        """Where the test has a host, and in the networks that are kept for such tests."""
-        return address in self._stage.hosts or address.startswith(TEST_NETWORKS)
+    @property
+    def public(self) -> tuple[Network, ...]:
+        """Where a test's hosts are, as a rule; elsewhere the floor of policies counts."""
+        return TEST_NETWORKS
 
     # -- names: an `Asker`, and whom to ask
 
