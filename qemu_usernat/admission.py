@@ -7,14 +7,15 @@ questions for names come here, each before the first octet of the guest's goes a
 Without a policy all is allowed that is not of the floor, and names are nobody's affair.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.pins import Pins
-from qemu_usernat.policy.rules import DENY, NetworkPolicy
+from qemu_usernat.policy.rules import ALLOW, DENY, NetworkPolicy
+from qemu_usernat.policy.settings import DROP, LEARN, PolicySettings
 from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
 
 DNS_PORT = 53  # RFC 1035, 4.2
@@ -61,28 +62,32 @@ class Admission:
     groups: Groups
     implicit: NetworkPolicy = field(factory=NetworkPolicy.allow_all)
     """What holds where no policy was given."""
-    policy: NetworkPolicy | None = None
+    settings: PolicySettings | None = None
     """None: no policy was given."""
-    of_guests: Mapping[str, NetworkPolicy] = field(factory=dict)
-    """By MAC address as text, or by the name of the link: in place of `policy`."""
     on_decision: DecisionCallback = _told_nobody
-    drops: bool = False
-    """What is denied is swallowed, and not refused: for tests of timeouts."""
     _judges: dict[str, Judge] = field(factory=dict)
-    """By the key in `of_guests`; "" for all others."""
+    """By MAC address or link; "" for all others."""
     _pins: dict[MacAddress, Pins] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.replace(self.policy, self.of_guests)
+        self.replace(self.settings)
 
-    def replace(
-        self, policy: NetworkPolicy | None, of_guests: Mapping[str, NetworkPolicy] | None = None
-    ) -> None:
+    def replace(self, settings: PolicySettings | None) -> None:
         """Other policies, from this moment on; flows that live are to be asked for again."""
-        of_guests = of_guests or {}
-        judges = {key: Judge(each, self.groups) for key, each in of_guests.items()}
-        judges[""] = Judge(policy or self.implicit, self.groups)
-        self.policy, self.of_guests, self._judges = policy, of_guests, judges
+        policies = {} if settings is None else {**settings.guests, "": settings.policy}
+        judges = {key: Judge(policy, self.groups) for key, policy in policies.items()}
+        self._judges = {"": Judge(self.implicit, self.groups), **judges}
+        self.settings = settings
+
+    @property
+    def drops(self) -> bool:
+        """Whether what is denied is swallowed, and not refused: for tests of timeouts."""
+        return self.settings is not None and self.settings.on_deny == DROP
+
+    @property
+    def learns(self) -> bool:
+        """Whether what is denied is only told of, and let through."""
+        return self.settings is not None and self.settings.mode == LEARN
 
     def judge_of(self, guest: Guest) -> Judge:
         """The judge of that guest: by its MAC address, its link, or everybody's."""
@@ -94,9 +99,10 @@ class Admission:
                 return judges[key]
         return judges[""]
 
-    def guards_names(self, guest: Guest) -> bool:
+    @property
+    def guards_names(self) -> bool:
         """Whether questions for names are judged: where a policy was given."""
-        return self.policy is not None or self.judge_of(guest) is not self._judges[""]
+        return self.settings is not None
 
     # -- what a guest was told
 
@@ -123,30 +129,36 @@ class Admission:
         """Judge a flow; if its verdict is given, tell of it."""
         names = self.pins(guest).names(destination, now)
         request = FlowRequest(protocol, destination, port, names, flight)
-        if port not in OTHER_DNS_PORTS or not self.guards_names(guest):
+        if port not in OTHER_DNS_PORTS or not self.guards_names:
             return self.decide(guest, request, now)
         if self.judge_of(guest).is_named(request):
             return self.decide(guest, request, now)
-        decision = Decision(guest, request, Verdict(DENY, Why.NAME_SERVICE))
-        self.on_decision(decision, now)
-        return decision
+        return self.told(Decision(guest, request, Verdict(DENY, Why.NAME_SERVICE)), now)
 
     def decide(self, guest: Guest, request: FlowRequest, now: float) -> Decision:
         """Judge a request; if its verdict is given, tell of it."""
         verdict = self.judge_of(guest).judge(request)
         name = request.flight.name or next(iter(sorted(request.names)), None)
-        decision = Decision(guest, request, verdict, name)
-        if not verdict.hold:
-            self.on_decision(decision, now)
+        return self.told(Decision(guest, request, verdict, name), now)
+
+    def told(self, decision: Decision, now: float) -> Decision:
+        """The same, after it was told of; in learning what was denied is allowed then."""
+        verdict = decision.verdict
+        if verdict.hold:
+            return decision
+        self.on_decision(decision, now)
+        if self.learns and verdict.action == DENY:
+            return evolve(decision, verdict=evolve(verdict, action=ALLOW))
         return decision
 
     def judge_again(self, decision: Decision) -> Verdict:
         """What the policy of this moment says of what was decided earlier."""
-        return self.judge_of(decision.guest).judge(decision.request)
+        verdict = self.judge_of(decision.guest).judge(decision.request)
+        return evolve(verdict, action=ALLOW) if self.learns else verdict
 
     def answers_dns(self, guest: Guest, protocol: str, destination: Address) -> bool:
         """Whether what a guest asks at port 53 of `destination` is answered by the gateway: where
         names are judged, but for addresses that a rule allows by themselves."""
-        if not self.guards_names(guest):
+        if not self.guards_names:
             return False
         return not self.judge_of(guest).is_named(FlowRequest(protocol, destination, DNS_PORT))

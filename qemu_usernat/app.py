@@ -9,17 +9,17 @@ import resource
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from qemu_usernat import signals
 from qemu_usernat.admission import Admission
-from qemu_usernat.config.configuration import Config
+from qemu_usernat.config.configuration import Config, groups_of
 from qemu_usernat.config.endpoints import Endpoint
 from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
@@ -27,8 +27,8 @@ from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.policy.tables import Network as IpNetwork
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
@@ -114,13 +114,9 @@ class Server:
         )
         world.on_answers(forwarder.on_answer)
         self.admission = Admission(
-            Groups(
-                lan=(network.subnet,),
-                gateway=frozenset({network.gateway.packed, network.nameserver.packed}),
-                is_of_host=self.world.is_of_host,
-                public=world.public,
-            ),
+            evolve(groups_of(network), is_of_host=world.is_of_host, public=world.public),
             implicit=_implicit_policy(network),
+            settings=self.config.policy,
         )
         self.router = Router(
             network,
@@ -131,18 +127,17 @@ class Server:
             self.counters,
             self.on_bug,
         )
+        self.router.switch.guard.on = self.config.policy is not None
 
     def touch(self, flow: TcpFlow) -> None:
         """Something happened to `flow`: flush it at the end of the turn."""
         self.router.touch(flow)
 
-    def set_policy(
-        self, policy: NetworkPolicy | None, of_guests: Mapping[str, NetworkPolicy] | None = None
-    ) -> None:
-        """Another policy from this moment on, for everybody and for single guests, by MAC address
-        or link; flows that it does not allow any more are reset, the others notice nothing."""
-        self.admission.replace(policy, of_guests)
-        self.router.switch.guard.on = policy is not None or bool(of_guests)
+    def set_policy(self, settings: PolicySettings | None) -> None:
+        """Another policy from this moment on, or none; flows that it does not allow any more are
+        reset, the others notice nothing."""
+        self.admission.replace(settings)
+        self.router.switch.guard.on = settings is not None
         self.router.judge_again()
         self.end_turn()
 

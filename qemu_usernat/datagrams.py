@@ -81,7 +81,7 @@ class Datagrams:
                 return
             mapping = self._mapping(packet.source, datagram.source_port, mac, now)
             if mapping is not None:
-                mapping.filters_ports = self.admission.guards_names(guest)
+                mapping.filters_ports = self.admission.guards_names
                 mapping.admit(outward, port, decision)
         if mapping is None:
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)

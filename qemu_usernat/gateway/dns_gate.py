@@ -58,7 +58,7 @@ class DnsGate:
     ) -> bool:
         """As `DnsForwarder.on_query`, of this guest."""
         forward = self.forwarder.on_query
-        if not self.admission.guards_names(guest):
+        if not self.admission.guards_names:
             return forward(message, transport, reply, now)
         if (
             len(message) < dns_message.HEADER_LENGTH
@@ -76,7 +76,7 @@ class DnsGate:
         verdict = self.admission.judge_of(guest).judge_name(name)
         if query.record_class != dns.rdataclass.IN:
             verdict = Verdict(DENY, Why.PROTOCOL)
-        self._tell(guest, name, verdict, now)
+        verdict = self._told(guest, name, verdict, now)
         if verdict.action != ALLOW:
             self._refuse(query, verdict, reply)
         elif query.record_type in _WITHOUT_RECORDS:
@@ -87,8 +87,9 @@ class DnsGate:
             return forward(_own(query), transport, on_answer, now)
         return True
 
-    def _tell(self, guest: Guest, name: str, verdict: Verdict, now: float) -> None:
-        self.admission.on_decision(Decision(guest, FlowRequest("dns", b"", 53), verdict, name), now)
+    def _told(self, guest: Guest, name: str, verdict: Verdict, now: float) -> Verdict:
+        request = FlowRequest("dns", b"", 53)
+        return self.admission.told(Decision(guest, request, verdict, name), now).verdict
 
     def _refuse(self, query: Query, verdict: Verdict, reply: ReplyCallback) -> None:
         """NXDOMAIN, and why."""
@@ -134,9 +135,10 @@ class DnsGate:
         for target in (_text(item.target) for rrset in aliases for item in rrset):
             verdict = judge.judge_name(target)
             if verdict.action == DENY and verdict.rule is not None:
-                self._tell(guest, target, verdict, now)
-                self._refuse(query, verdict, reply)
-                return
+                verdict = self._told(guest, target, verdict, now)
+                if verdict.action == DENY:
+                    self._refuse(query, verdict, reply)
+                    return
         records = []
         for rrset in chain:
             for item in rrset:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from qemu_usernat.config.network import Network as Settings
 from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.testing.background import BackgroundLoop
 from qemu_usernat.testing.capture import Capture as AsyncCapture
@@ -289,7 +290,7 @@ class Network:
         self,
         internet: Internet | None = None,
         settings: Settings | None = None,
-        policy: NetworkPolicy | None = None,
+        policy: NetworkPolicy | PolicySettings | None = None,
         *,
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
@@ -452,11 +453,11 @@ class Network:
         self.loop.call(self.behind.restart)
 
     @property
-    def policy(self) -> NetworkPolicy | None:
+    def policy(self) -> PolicySettings | None:
         """What guests may do; None where nothing was said."""
         return self.behind.policy
 
-    def set_policy(self, policy: NetworkPolicy | None) -> None:
+    def set_policy(self, policy: NetworkPolicy | PolicySettings | None) -> None:
         """`VirtualNetwork.set_policy`: another policy, at once."""
         self.loop.call_sync(self.behind.set_policy, policy)
 

@@ -25,6 +25,7 @@ from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
 from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import guest_mac, netdev_arguments, version_of
@@ -68,7 +69,7 @@ class VirtualNetwork:
         self,
         internet: Internet | None = None,
         settings: Network | None = None,
-        policy: NetworkPolicy | None = None,
+        policy: NetworkPolicy | PolicySettings | None = None,
         *,
         guests: Sequence[str] = (FIRST_GUEST,),
         seed: int = 0,
@@ -101,7 +102,7 @@ class VirtualNetwork:
         }
         self._counters = Counters()
         self._bugs: list[Exception] = []
-        self._policy = policy
+        self._policy = _settings(policy)
         self._server: Server | None = None
         self._serving: trio.CancelScope
         self._stopped: trio.Event
@@ -295,15 +296,15 @@ class VirtualNetwork:
         await self.start()
 
     @property
-    def policy(self) -> NetworkPolicy | None:
+    def policy(self) -> PolicySettings | None:
         """What guests may do; None where nothing was said."""
         return self._policy
 
-    def set_policy(self, policy: NetworkPolicy | None) -> None:
+    def set_policy(self, policy: NetworkPolicy | PolicySettings | None) -> None:
         """Another policy, at once; flows that it does not allow are reset."""
-        self._policy = policy
+        self._policy = _settings(policy)
         if self._server is not None:
-            self._server.set_policy(policy)
+            self._server.set_policy(self._policy)
 
     async def change_internet(self, internet: Internet) -> None:
         """Another world, and a new server: all connections to the old one are gone.
@@ -369,6 +370,10 @@ class _TestServer(Server):
     def on_bug(self, error: Exception) -> None:
         self.counters.count("server.bug")
         self.bugs.append(error)
+
+
+def _settings(policy: NetworkPolicy | PolicySettings | None) -> PolicySettings | None:
+    return PolicySettings(policy=policy) if isinstance(policy, NetworkPolicy) else policy
 
 
 def _is_name(guest: str) -> bool:
