@@ -33,7 +33,6 @@ from qemu_usernat.policy.rules import (
     NetworkPolicy,
     Rule,
     make_rule,
-    parse_rule,
 )
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import format_mac, parse_mac
@@ -113,11 +112,10 @@ class PolicySettings:
             raise UserError("\n".join(failed))
 
 
-def settings_of_rules(texts: Sequence[str]) -> PolicySettings:
+def settings_of_rules(rules: Sequence[Rule]) -> PolicySettings:
     """Of rules alone, as they stand on a command line: where one allows, all else is denied."""
-    rules = tuple(map(parse_rule, texts))
     default = DENY if any(rule.action == ALLOW for rule in rules) else ALLOW
-    return PolicySettings(policy=NetworkPolicy(default, rules))
+    return PolicySettings(policy=NetworkPolicy(default, tuple(rules)))
 
 
 # -- from TOML

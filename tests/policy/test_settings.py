@@ -287,10 +287,11 @@ def test_a_name_that_is_not_looked_up_is_denied() -> None:
 
 def test_rules_of_the_command_line_make_a_policy() -> None:
     """Where one allows, all else is denied; where none does, all else is allowed."""
-    assert settings_of_rules(["deny lan", "allow pypi.org on tcp/443"]).policy == (
+    lan, code = parse_rule("deny lan"), parse_rule("allow pypi.org on tcp/443")
+    assert settings_of_rules([lan, code]).policy == (
         NetworkPolicy.deny_all().deny_group("lan").allow_https("pypi.org")
     )
-    assert settings_of_rules(["deny lan"]).policy == NetworkPolicy.allow_all().deny_group("lan")
+    assert settings_of_rules([lan]).policy == NetworkPolicy.allow_all().deny_group("lan")
 
 
 def test_rules_of_the_command_line_come_first_for_every_guest() -> None:
