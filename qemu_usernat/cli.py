@@ -19,8 +19,18 @@ from typing import Any, TextIO, TypeVar
 import click
 
 from qemu_usernat import __version__, signals
-from qemu_usernat.config import Config, Endpoint, FdEndpoint, parse_endpoint, read_config
+from qemu_usernat.config import (
+    Config,
+    Endpoint,
+    FdEndpoint,
+    Network,
+    groups_of,
+    parse_endpoint,
+    read_config,
+)
 from qemu_usernat.notify import notify_ready
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu import command_lines
 
@@ -99,6 +109,26 @@ def _network_options(command: _Command) -> _Command:
                 metavar="ADDR[:PORT]",
                 help="Ask this resolver instead of the host's own. May be repeated.",
             ),
+            click.option(
+                "--policy",
+                "policy_file",
+                metavar="FILE",
+                type=click.Path(path_type=Path),
+                help="Read the network policy, a table [policy], from this TOML file.",
+            ),
+            click.option(
+                "--allow",
+                multiple=True,
+                metavar="RULE",
+                help='Allow, like "pypi.org on tcp/443"; what is not allowed is denied. In order '
+                "with --deny, before the rules of a file. May be repeated.",
+            ),
+            click.option(
+                "--deny",
+                multiple=True,
+                metavar="RULE",
+                help='Deny, like "*.ads.example" or "private on tcp/22". May be repeated.',
+            ),
             click.option("-v", "--verbose", is_flag=True, help="Say more of what happens."),
         )
     ):
@@ -106,9 +136,25 @@ def _network_options(command: _Command) -> _Command:
     return command
 
 
-@commands.command()
+class _Ordered(click.Command):
+    """Keeps the order of --allow and --deny among each other, as the lines of ``rules``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, which collects the values of each option apart."""
+        values, _, given = self.make_parser(ctx).parse_args(list(args))
+        texts = {action: iter(values.get(action) or ()) for action in ("allow", "deny")}
+        rest = super().parse_args(ctx, args)
+        ctx.params["rules"] = [
+            f"{option.name} {next(texts[option.name])}" for option in given if option.name in texts
+        ]
+        for action in texts:
+            del ctx.params[action]
+        return rest
+
+
+@commands.command(cls=_Ordered)
 @_network_options
-def serve(file: Path | None, **options: Any) -> int:
+def serve(file: Path | None, policy_file: Path | None, rules: list[str], **options: Any) -> int:
     """Serve guests until SIGINT or SIGTERM.
 
     Prints QEMU's arguments once it listens. Without --listen and --connect it listens
@@ -119,16 +165,22 @@ def serve(file: Path | None, **options: Any) -> int:
         import trio
 
         with _as_usage():
-            config = read_config(file, _given(options))
+            config = read_config(file, _given(options), policy_file=policy_file, rules=rules)
         _configure_log(logging.DEBUG if config.verbose else logging.INFO)
         trio.run(_serve, config)
     return 0
 
 
-@commands.command(context_settings={"allow_interspersed_args": False})
+@commands.command(cls=_Ordered, context_settings={"allow_interspersed_args": False})
 @_network_options
 @click.argument("qemu", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(file: Path | None, qemu: tuple[str, ...], **options: Any) -> int:
+def run(
+    file: Path | None,
+    qemu: tuple[str, ...],
+    policy_file: Path | None,
+    rules: list[str],
+    **options: Any,
+) -> int:
     """Start QEMU with our network, and end with it.
 
     Write QEMU's own command line after a --, without any network in it:
@@ -143,7 +195,9 @@ def run(file: Path | None, qemu: tuple[str, ...], **options: Any) -> int:
 
         private = parse_endpoint(f"unix:{directory}/guest.sock")
         with _as_usage():
-            config = read_config(file, _given(options), listen=private)
+            config = read_config(
+                file, _given(options), listen=private, policy_file=policy_file, rules=rules
+            )
         # The terminal is QEMU's: a guest's console is no place for our small talk.
         _configure_log(logging.DEBUG if config.verbose else logging.WARNING)
         version = command_lines.version_of(qemu[0])
@@ -169,6 +223,82 @@ def cmdline(qemu: str | None, qemu_version: str | None, **options: Any) -> int:
         )
     _say(command_lines.in_shell_form(arguments))
     return 0
+
+
+# ---- policies ----------------------------------------------------------------------
+
+
+@commands.group()
+def policy() -> None:
+    """Look at a network policy: a file with a table [policy]."""
+
+
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> int:
+    """Read FILE, and check every [[policy.expect]] in it."""
+    settings, _ = _read_policy(file)
+    rules, expects = len(settings.policy.rules), len(settings.expects)
+    _say(f"{file}: good: rules: {rules}, default: {settings.policy.default}, expected: {expects}")
+    return 0
+
+
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("flow", nargs=-1, required=True)
+@click.option("--guest", metavar="KEY", help="With the policy of this MAC address or link.")
+@click.option("--address", metavar="ADDR", help="The address that the flow's name has.")
+def explain(file: Path, flow: tuple[str, ...], guest: str | None, address: str | None) -> int:
+    """Say rule by rule what becomes of FLOW, like: tcp github.com:443."""
+    from qemu_usernat.policy.explain import explain
+    from qemu_usernat.policy.flows import parse_flow
+
+    settings, groups = _read_policy(file)
+    with _as_usage():
+        written = parse_flow(" ".join(flow)).at(address)
+        chosen = settings.policy_of(guest)
+    for line in explain(chosen, groups, written):
+        _say(line)
+    return 0
+
+
+@policy.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def lint(file: Path) -> int:
+    """Find rules that are never reached, and rules that let more through than they seem to.
+
+    The exit code is 1 if anything is found.
+    """
+    from qemu_usernat.policy.lint import lint
+
+    settings, groups = _read_policy(file)
+    found = False
+    for guest, each in (("", settings.policy), *settings.guests.items()):
+        for flaw in lint(each, groups):
+            _say(f"{file}: {f'guest {guest}: ' if guest else ''}{flaw}")
+            found = True
+    return int(found)
+
+
+@policy.command()
+@click.argument("audit", type=click.Path(path_type=Path))
+def learn(audit: Path) -> int:
+    """Print a policy that admits what is in AUDIT, a file that --audit has written."""
+    from qemu_usernat.policy.learn import learn_file
+
+    with _as_usage():
+        learned = learn_file(audit, groups_of(Network()))
+    _say(learned.to_toml().rstrip())
+    return 0
+
+
+def _read_policy(file: Path) -> tuple[PolicySettings, Groups]:
+    """The policies of a file, which may have other tables as well, and its network's groups."""
+    with _as_usage():
+        config = read_config(file, {}, listen=parse_endpoint("unix:/nowhere"))
+        if config.policy is None:
+            raise UserError(f"{file}: has no table [policy]")
+    return config.policy, groups_of(config.network)
 
 
 # ---- serve and run -----------------------------------------------------------------

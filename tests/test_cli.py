@@ -1,5 +1,6 @@
 """The command line, in front of a network that a test can see through."""
 
+import json
 import os
 import shlex
 import socket
@@ -364,6 +365,149 @@ def test_when_the_network_fails_qemu_is_not_left_alone(
     network.then = fail
     assert main(["run", "--", "qemu-system-x86_64"]) == 1
     assert capsys.readouterr().err == "qemu-usernat: the host is out of everything\n"
+
+
+# ---- policies ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["serve"], ["run", "--", "qemu-system-x86_64"]])
+def test_rules_keep_the_order_in_which_they_are_typed(
+    network: Network, qemu: Path, command: list[str]
+) -> None:
+    """Whichever option they come by; and without a rule there is no policy."""
+    network.endpoints = [UnixEndpoint("/a")]
+    rules = ["--deny", "lan", "--allow=any", "--mtu", "1500", "--listen", "unix:/a"]
+    rules += ["--deny", "*.ads.example on tcp/443", "--allow", "dns"]
+    main([command[0], *rules, *command[1:]])
+    main([command[0], "--listen", "unix:/a", *command[1:]])
+    with_rules, without = network.configs
+    assert with_rules.policy is not None
+    assert str(with_rules.policy.policy).splitlines() == [
+        "deny lan",
+        "allow any",
+        "deny *.ads.example on tcp/443",
+        "allow dns",
+        "default deny",
+    ]
+    assert without.policy is None
+
+
+def test_a_policy_may_be_a_file_of_its_own(network: Network, policy: Path) -> None:
+    """Named by --policy."""
+    assert main(["serve", "--listen", "unix:/a", "--policy", str(policy)]) == 0
+    (config,) = network.configs
+    assert config.policy is not None
+    assert (
+        str(config.policy.policy) == "code: allow *.github.com, pypi.org on tcp/443\ndefault deny"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["serve", "--listen", "unix:/a", "--allow", "*.com"],
+            '--allow: "*.com" would match a whole',
+        ),
+        (["serve", "--deny"], "Option '--deny' requires an argument"),
+        (["serve", "--listen", "unix:/a", "--policy", "/nowhere"], "/nowhere: cannot be read"),
+        (["policy", "check", "/nowhere"], "/nowhere: cannot be read"),
+        (["policy", "explain", "/nowhere"], "Missing argument 'FLOW...'"),
+        (["policy", "learn", "/nowhere"], "/nowhere: cannot be read"),
+        (["policy", "lint"], "Missing argument 'FILE'"),
+        (["policy", "mend"], "No such command 'mend'"),
+    ],
+)
+def test_a_wrong_request_about_policies_is_exit_code_2(
+    network: Network, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    """As all others, in one line."""
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not network.configs
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    """A policy that allows two names."""
+    file = tmp_path / "policy.toml"
+    file.write_text(
+        """
+        [policy]
+        default = "deny"
+        [[policy.rule]]
+        name = "code"
+        allow = ["*.github.com", "pypi.org"]
+        on = "tcp/443"
+        [[policy.expect]]
+        flow = "tcp pypi.org:443"
+        verdict = "allow"
+        [policy.guest."52:54:00:12:34:57"]
+        default = "allow"
+        """
+    )
+    return file
+
+
+def test_policy_check_says_what_there_is(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0 where all is well; 2, and what is wrong, where it is not."""
+    assert main(["policy", "check", str(policy)]) == 0
+    assert capsys.readouterr().out == f"{policy}: good: rules: 1, default: deny, expected: 1\n"
+    policy.write_text(policy.read_text().replace("pypi.org:443", "pypi.org:80"))
+    assert main(["policy", "check", str(policy)]) == 2
+    assert f'{policy}: key "policy.expect[1]": tcp pypi.org:80 is' in capsys.readouterr().err
+    policy.write_text("mtu = 1500")
+    assert main(["policy", "check", str(policy)]) == 2
+    assert "has no table [policy]" in capsys.readouterr().err
+
+
+def test_policy_explain_goes_rule_by_rule(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For all guests, or for one that has a policy of its own."""
+    assert main(["policy", "explain", str(policy), "tcp", "pypi.org:443"]) == 0
+    told = capsys.readouterr().out
+    assert "perhaps: the guest's TLS must name pypi.org" in told
+    guest = ["--guest", "52-54-00-12-34-57"]
+    assert main(["policy", "explain", str(policy), "tcp", "8.8.8.8:22", *guest]) == 0
+    assert capsys.readouterr().out.endswith("verdict: allow (default)\n")
+    place = ["tcp pypi.org:443", "--address", "10.0.0.1"]
+    assert main(["policy", "explain", str(policy), *place]) == 0
+    assert capsys.readouterr().out.endswith("verdict: deny (inward, rule code)\n")
+    assert main(["policy", "explain", str(policy), "tcp", "pypi.org"]) == 2
+    assert main(["policy", "explain", str(policy), "icmp", "::1", "--guest", "x"]) == 2
+
+
+def test_policy_lint_is_exit_code_1_if_anything_is_found(
+    policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in the policy of one guest, which is named."""
+    assert main(["policy", "lint", str(policy)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" default: ")[0] for line in lines] == [
+        f"{policy}: guest 52:54:00:12:34:57:",
+        f"{policy}: guest 52:54:00:12:34:57:",
+    ]
+    policy.write_text(
+        policy.read_text()
+        .replace('"allow"\n        \n', '"deny"')
+        .replace('default = "allow"', 'default = "deny"')
+    )
+    assert main(["policy", "lint", str(policy)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_policy_learn_prints_a_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From an audit to a file that can be used."""
+    record = {"time": "2026-01-01T00:00:00Z", "guest": "52:54:00:12:34:56", "link": "a"}
+    record |= {"protocol": "tcp", "address": "192.0.2.7", "verdict": "deny", "why": "default"}
+    audit = tmp_path / "audit"
+    audit.write_text(json.dumps(record | {"port": 22}))
+    assert main(["policy", "learn", str(audit)]) == 0
+    learned = capsys.readouterr().out
+    assert learned == (
+        '[policy]\ndefault = "deny"\n\n[[policy.rule]]\nallow = "192.0.2.7"\non = "tcp/22"\n'
+    )
+    audit.write_text(learned)
+    assert main(["policy", "check", str(audit)]) == 0
 
 
 # ---- the process -------------------------------------------------------------------

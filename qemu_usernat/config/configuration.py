@@ -26,7 +26,7 @@ from qemu_usernat.config.endpoints import (
 )
 from qemu_usernat.config.network import CONGESTION_ALLOWED, Network, SettingError, Upstream
 from qemu_usernat.policy.groups import Groups
-from qemu_usernat.policy.rules import parse_rule
+from qemu_usernat.policy.rules import Rule, parse_rule
 from qemu_usernat.policy.settings import TABLE as _POLICY
 from qemu_usernat.policy.settings import PolicySettings, read_settings, settings_of_rules
 from qemu_usernat.primitives.addresses import MacAddress, parse_mac
@@ -96,12 +96,25 @@ def _policy(
     raw: tuple[Path, Any] | None, rules: Sequence[str], network: Network
 ) -> PolicySettings | None:
     """Of a file and of the command line; every ``[[policy.expect]]`` holds."""
+    first = [_option_rule(text) for text in rules]
     if raw is None:
-        return settings_of_rules(rules) if rules else None
+        return settings_of_rules(first) if first else None
     origin = f"{raw[0]}: "
-    settings = read_settings(raw[1], origin).preceded_by(tuple(map(parse_rule, rules)))
+    settings = read_settings(raw[1], origin).preceded_by(first)
     settings.check_expects(groups_of(network), origin)
     return settings
+
+
+def _option_rule(text: str) -> Rule:
+    """Of ``--allow`` or ``--deny``, which is the first word."""
+    option = f"--{text.partition(' ')[0]}"
+    try:
+        rule = parse_rule(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    if rule.name is not None:
+        raise UserError(f'{option}: "{text}" has a name; allowed: places, and perhaps "on"')
+    return rule
 
 
 def _policy_table(path: Path) -> Any:

@@ -54,6 +54,17 @@ class WrittenFlow:
             else (f"{self.protocol} {host}:{self.port}")
         )
 
+    def at(self, text: str | None) -> "WrittenFlow":
+        """The same, where the name has this address; UserError."""
+        if text is None:
+            return self
+        if self.name is None or self.protocol == "dns":
+            raise UserError(f'"{self}" has no name that could have the address "{text}"')
+        try:
+            return evolve(self, address=parse_address(text))
+        except ValueError as error:
+            raise UserError(f'"{text}" is no address; allowed: one like 192.0.2.7') from error
+
 
 def parse_flow(text: str) -> WrittenFlow:
     """The flow that `text` is; UserError."""

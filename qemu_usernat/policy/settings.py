@@ -33,8 +33,8 @@ from qemu_usernat.policy.rules import (
     NetworkPolicy,
     Rule,
     make_rule,
-    parse_rule,
 )
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import format_mac, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -72,6 +72,16 @@ class PolicySettings:
     on_deny: str = field(default=REFUSE, validator=_one_of(REFUSE, DROP))
     expects: tuple[Expect, ...] = ()
 
+    def policy_of(self, guest: str | None) -> NetworkPolicy:
+        """Of a guest, by one of its keys, or of all that have none of their own; UserError."""
+        if guest is None:
+            return self.policy
+        key = _guest_key(guest)
+        if key not in self.guests:
+            known = ", ".join(self.guests) or "there are none"
+            raise UserError(f'guest "{guest}" has no policy of its own; allowed: {known}')
+        return self.guests[key]
+
     def preceded_by(self, rules: Sequence[Rule]) -> "PolicySettings":
         """The same, with rules before all others, for every guest."""
 
@@ -91,21 +101,21 @@ class PolicySettings:
         for number, expect in enumerate(self.expects, 1):
             verdict = judge_flow(judge, expect.flow)
             if verdict.action != expect.verdict:
-                by = f" by the rule {verdict.rule}" if verdict.rule else ""
+                why = [] if verdict.why is Why.RULE else [verdict.why.value]
+                why += [f"rule {verdict.rule}"] if verdict.rule else []
                 failed.append(
                     f'{origin}key "{TABLE}.expect[{number}]": {expect.flow} is expected to '
                     f"{expect.verdict}, but the policy says {verdict.action}"
-                    f" ({verdict.why.value}{by})"
+                    f" ({', '.join(why)})"
                 )
         if failed:
             raise UserError("\n".join(failed))
 
 
-def settings_of_rules(texts: Sequence[str]) -> PolicySettings:
+def settings_of_rules(rules: Sequence[Rule]) -> PolicySettings:
     """Of rules alone, as they stand on a command line: where one allows, all else is denied."""
-    rules = tuple(map(parse_rule, texts))
     default = DENY if any(rule.action == ALLOW for rule in rules) else ALLOW
-    return PolicySettings(policy=NetworkPolicy(default, rules))
+    return PolicySettings(policy=NetworkPolicy(default, tuple(rules)))
 
 
 # -- from TOML

@@ -16,6 +16,8 @@ from qemu_usernat.config import (
     configuration,
     read_config,
 )
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.errors import UserError
 
 ANYWHERE = UnixEndpoint("anywhere")
@@ -223,3 +225,93 @@ def test_no_value_raises_anything_but_a_user_error(key: str, raw: Any) -> None:
     except UserError as error:
         message = str(error)
     assert message is None or message.startswith(("--", "first_lease (by default)"))
+
+
+# -- the policy
+
+
+def test_a_file_may_have_a_policy(tmp_path: Path) -> None:
+    """Beside everything else; without one there is none."""
+    config = read(
+        tmp_path, "mtu = 1500\n[policy]\ndefault = 'deny'\n[[policy.rule]]\nallow = 'dns'"
+    )
+    assert config.policy == PolicySettings(policy=NetworkPolicy.deny_all().allow_dns())
+    assert read(tmp_path, "mtu = 1500").policy is None
+
+
+def test_rules_of_the_command_line_come_before_those_of_the_file(tmp_path: Path) -> None:
+    """In their order; the default is the file's."""
+    file = tmp_path / "policy.toml"
+    file.write_text("[policy]\ndefault = 'allow'\n[[policy.rule]]\nallow = 'dns'")
+    rules = ["deny lan", "allow pypi.org on tcp/443"]
+    config = read_config(None, {}, listen=ANYWHERE, policy_file=file, rules=rules)
+    assert config.policy is not None
+    assert str(config.policy.policy).splitlines() == [*rules, "allow dns", "default allow"]
+    alone = read_config(None, {}, listen=ANYWHERE, rules=rules)
+    assert alone.policy is not None
+    assert str(alone.policy.policy).splitlines() == [*rules, "default deny"]
+
+
+def test_what_is_expected_is_checked_with_the_rules_of_the_command_line(tmp_path: Path) -> None:
+    """And on the file's own network: its gateway is the host, wherever it is."""
+    text = """
+        [network]
+        subnet = "198.18.0.0/24"
+        [policy]
+        default = "deny"
+        [[policy.rule]]
+        allow = ["host", "pypi.org"]
+        [[policy.expect]]
+        flow = "tcp 198.18.0.2:80"
+        verdict = "allow"
+        [[policy.expect]]
+        flow = "tcp pypi.org:443"
+        verdict = "allow"
+    """
+    assert read(tmp_path, text).policy is not None
+    with pytest.raises(UserError) as caught:
+        read_config(tmp_path / "net.toml", {}, listen=ANYWHERE, rules=["deny pypi.org"])
+    assert str(caught.value).endswith(
+        'net.toml: key "policy.expect[2]": tcp pypi.org:443 is expected to allow, but the policy '
+        "says deny (rule deny pypi.org)"
+    )
+
+
+def test_a_policy_has_one_place(tmp_path: Path) -> None:
+    """Two would leave it open which one counts, and what is beside it would be lost."""
+    file, other = tmp_path / "net.toml", tmp_path / "policy.toml"
+    file.write_text("[policy]\ndefault = 'deny'")
+    other.write_text("[policy]\ndefault = 'allow'")
+    with pytest.raises(UserError, match=r"^--policy and the table \[policy\] of .* exclude each"):
+        read_config(file, {}, listen=ANYWHERE, policy_file=other)
+    other.write_text("mtu = 1500\n[policy]\ndefault = 'allow'")
+    with pytest.raises(UserError, match=r'key "mtu" is not known; allowed here: \[policy\]'):
+        read_config(None, {}, listen=ANYWHERE, policy_file=other)
+    other.write_text("")
+    with pytest.raises(UserError, match=r"policy\.toml: has no table \[policy\]"):
+        read_config(None, {}, listen=ANYWHERE, policy_file=other)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("allow *.com", '--allow: "*.com" would match a whole top-level domain'),
+        ("deny ", "--deny: "),
+        ("deny x: allow any", '--deny: "deny x: allow any" has a name'),
+    ],
+)
+def test_a_mistake_in_a_rule_names_the_option(rule: str, message: str) -> None:
+    """What the person typed, and which option it was."""
+    with pytest.raises(UserError) as caught:
+        read_config(None, {}, listen=ANYWHERE, rules=[rule])
+    assert str(caught.value).startswith(message)
+
+
+def test_a_mistake_in_the_policy_names_file_and_key(tmp_path: Path) -> None:
+    """As all other keys do."""
+    assert refusal(tmp_path, "[polcy]\ndefault = 'deny'").startswith(
+        'net.toml: key "polcy" is not known; did you mean "policy"?'
+    )
+    assert refusal(tmp_path, "[policy]\ndefault = 1") == (
+        'net.toml: key "policy.default" is 1; allowed: "deny" or "allow"'
+    )
