@@ -46,6 +46,8 @@ class Decision:
     verdict: Verdict
     name: str | None = None
     """The name that was asked for, of a question; else the one that is believed of the flow."""
+    enforced: bool = True
+    """Whether the verdict is carried out; not while a policy is being learned."""
 
 
 DecisionCallback = Callable[[Decision, float], None]
@@ -146,10 +148,15 @@ class Admission:
         verdict = decision.verdict
         if verdict.hold:
             return decision
-        self.on_decision(decision, now)
-        if self.learns and verdict.action == DENY:
-            return evolve(decision, verdict=evolve(verdict, action=ALLOW))
-        return decision
+        if not self.learns or verdict.action == ALLOW:
+            self.on_decision(decision, now)
+            return decision
+        self.on_decision(evolve(decision, enforced=False), now)
+        return evolve(decision, verdict=evolve(verdict, action=ALLOW))
+
+    def refuse(self, guest: Guest, request: FlowRequest, why: Why, now: float) -> None:
+        """Tell of what no policy lets through."""
+        self.on_decision(Decision(guest, request, Verdict(DENY, why)), now)
 
     def judge_again(self, decision: Decision) -> Verdict:
         """What the policy of this moment says of what was decided earlier."""

@@ -27,12 +27,14 @@ from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.observe import Audit
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.policy.tables import Network as IpNetwork
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.primitives.time import MS
 from qemu_usernat.qemu.link import Link
 from qemu_usernat.qemu.listener import Listener, connect_forever
@@ -92,6 +94,8 @@ class Server:
     counters: Counters = field(factory=Counters)
     poller: Poller = field(init=False)
     router: Router = field(init=False)
+    audit: Audit = field(factory=Audit)
+    """What is told of verdicts."""
     admission: Admission = field(init=False)
     links: dict[Link, trio.Event] = field(factory=dict)
     world: World = field(init=False)
@@ -117,6 +121,7 @@ class Server:
             evolve(groups_of(network), is_of_host=world.is_of_host, public=world.public),
             implicit=_implicit_policy(network),
             settings=self.config.policy,
+            on_decision=self.audit.on_decision,
         )
         self.router = Router(
             network,
@@ -140,6 +145,19 @@ class Server:
         self.router.switch.guard.on = settings is not None
         self.router.judge_again()
         self.end_turn()
+
+    def reload(self, read: Callable[[], Config]) -> None:
+        """The policy as it is written now, whole or not at all."""
+        try:
+            config = read()
+            self.audit.open()
+        except UserError as error:
+            _log.error("nothing was reloaded", reason=str(error))
+            return
+        self.set_policy(config.policy)
+        _asked.info(
+            "reloaded", policy="none" if config.policy is None else str(config.policy.policy)
+        )
 
     def on_bug(self, error: Exception) -> None:
         """Say so, with all that helps to mend it; everything else goes on."""
@@ -170,6 +188,8 @@ class Server:
         self.poller.dispatch(ready, now)
         if self.router.deadline() <= now:
             self.router.on_deadline(now)
+        if self.audit.deadline() <= now:
+            self.audit.on_deadline(now)
         self.router.end_turn(now)
         return bool(ready)
 
@@ -192,15 +212,18 @@ class Server:
         """Wake the router at its earliest deadline, for ever."""
         while True:
             with trio.CancelScope() as self._alarm:
-                self._alarm.deadline = self.router.deadline()
+                self._alarm.deadline = self._deadline()
                 await trio.sleep_forever()
             self.turn()
 
     def _set_alarm(self) -> None:
         # A later deadline is not chased: the alarm rings early, once, and finds nothing due.
-        deadline = self.router.deadline()
+        deadline = self._deadline()
         if deadline < self._alarm.deadline:
             self._alarm.deadline = deadline
+
+    def _deadline(self) -> float:
+        return min(self.router.deadline(), self.audit.deadline())
 
     def report(self) -> None:
         """Log what there is now, and all that was counted."""
@@ -217,21 +240,28 @@ class Server:
         for link in tuple(self.links):
             link.close("the server ends")
         self.router.close()
+        self.audit.close()
         self.world.close()
         self.poller.close()
 
 
-async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) -> None:
+async def serve(
+    config: Config,
+    on_ready: Callable[[Sequence[Endpoint]], None],
+    read: Callable[[], Config] | None = None,
+) -> None:
     """Run the network of `config` until SIGTERM or SIGINT, and report at each SIGUSR1.
 
     `on_ready` is called once, with where we listen, when everything listens. UserError where
-    something cannot.
+    something cannot. At SIGHUP the policy that `read` gives replaces the one there was, and the
+    audit's file is opened again; a mistake is told, and changes nothing. Without `read` it ends.
     """
     raise_descriptor_limit()
     with trio.open_signal_receiver(*signals.ANSWERED) as received, signals.answered():
-        server = Server(config, PATIENCE)
+        server = Server(config, PATIENCE, audit=Audit(config.audit))
         listeners: list[Listener] = []
         try:
+            server.audit.open()
             listeners.extend(Listener.open(endpoint, server.counters) for endpoint in config.listen)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.serve_sockets)
@@ -244,9 +274,12 @@ async def serve(config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) 
                     )
                 on_ready([listener.endpoint for listener in listeners])
                 async for number in received:
-                    if number in signals.ENDING:
+                    if number == signals.REPORT:
+                        server.report()
+                    elif number == signals.RELOAD and read is not None:
+                        server.reload(read)
+                    else:
                         break
-                    server.report()
                 nursery.cancel_scope.cancel()
         finally:
             for listener in listeners:

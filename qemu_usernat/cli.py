@@ -129,6 +129,11 @@ def _network_options(command: _Command) -> _Command:
                 metavar="RULE",
                 help='Deny, like "*.ads.example" or "private on tcp/22". May be repeated.',
             ),
+            click.option(
+                "--audit",
+                metavar="FILE",
+                help="Append one line of JSON for each verdict of the policy.",
+            ),
             click.option("-v", "--verbose", is_flag=True, help="Say more of what happens."),
         )
     ):
@@ -159,15 +164,19 @@ def serve(file: Path | None, policy_file: Path | None, rules: list[str], **optio
 
     Prints QEMU's arguments once it listens. Without --listen and --connect it listens
     at unix:$XDG_RUNTIME_DIR/qemu-usernat.sock. SIGUSR1 makes it log its counters, and
-    how many links, mappings and flows it has.
+    how many links, mappings and flows it has; SIGHUP makes it read its policy again.
     """
+
+    def read() -> Config:
+        return read_config(file, _given(options), policy_file=policy_file, rules=rules)
+
     with signals.waiting():
         import trio
 
         with _as_usage():
-            config = read_config(file, _given(options), policy_file=policy_file, rules=rules)
+            config = read()
         _configure_log(logging.DEBUG if config.verbose else logging.INFO)
-        trio.run(_serve, config)
+        trio.run(_serve, config, read)
     return 0
 
 
@@ -304,7 +313,7 @@ def _read_policy(file: Path) -> tuple[PolicySettings, Groups]:
 # ---- serve and run -----------------------------------------------------------------
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, read: Callable[[], Config]) -> None:
     import trio
 
     from qemu_usernat.app import serve
@@ -319,7 +328,7 @@ async def _serve(config: Config) -> None:
             notify_ready()
             nursery.start_soon(_print_arguments, config, endpoints)
 
-        await serve(config, on_ready)
+        await serve(config, on_ready, read)
         nursery.cancel_scope.cancel()
 
 

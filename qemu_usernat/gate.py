@@ -25,6 +25,7 @@ from qemu_usernat.policy.http_requests import RequestStream
 from qemu_usernat.policy.judge import Flight, Speech
 from qemu_usernat.policy.reading import FLIGHT_MAXIMUM
 from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.time import NEVER, SECOND
 from qemu_usernat.wire.packets import Buffer
 
@@ -168,6 +169,9 @@ class Gate:
         room = requests.allowed - self._sent
         self._blocked = room == 0
         if room == 0 and (requests.why is not None or requests.pending is not None):
+            if requests.why is not None:
+                asked = evolve(self.decision.request, protocol="http")
+                self.admission.refuse(self.decision.guest, asked, _why(requests.why), now)
             self.flow.counters.count("policy.request_refused")
             self._refused = True
             self.stream.reset()
@@ -235,6 +239,11 @@ def as_judged(first: FirstFlight) -> Flight:
     if first.kind is None or first.why not in (None, *NAMELESS):
         return Flight(Speech.UNREADABLE)
     return Flight(Speech(first.kind.value), first.name)
+
+
+def _why(reason: str) -> Why:
+    """What is wrong with a request, as an audit tells it."""
+    return {"http.connect": Why.CONNECT, "http.upgrade": Why.UPGRADE}.get(reason, Why.FRAMING)
 
 
 def _first(buffers: list[Buffer], length: int) -> list[Buffer]:

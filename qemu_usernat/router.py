@@ -38,7 +38,9 @@ from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     LOOPBACK_IPV4,
@@ -79,6 +81,8 @@ from qemu_usernat.wire.packets import (
 
 _GROUP = 1
 """Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
+
+PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 
 _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
@@ -121,8 +125,6 @@ class Router:
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
     on_bug: BugCallback = surface
-    on_refused: Callable[[IpPacket, str], None] = lambda packet, why: None
-    """Told of each packet that may not leave, and of the counter that says why."""
     dns_gate: DnsGate = field(init=False)
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
@@ -324,6 +326,7 @@ class Router:
             return
         if not self.switch.guard.may_use(packet.source, mac):
             self.counters.count("ipv4.spoofed_source")
+            self._tell_refusal(packet, mac, Why.SPOOFED, now)
             return
         self._delivery.on_neighbour(packet.source, mac)
         whole: IpPacket | None = packet
@@ -357,12 +360,11 @@ class Router:
         if is_loopback(destination) or is_unspecified_network(destination) or destination[0] >= 240:
             # 0.0.0.0 would dial the host's loopback; none of these is ever on a wire.
             self.counters.count("ipv4.martian_destination")
-            self.on_refused(packet, "ipv4.martian_destination")
+            self._tell_refusal(packet, mac, Why.MARTIAN, now)
             self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return False
         if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
             self.counters.count("ipv4.no_such_guest")
-            self.on_refused(packet, "ipv4.no_such_guest")
             self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
             return False
         if packet.ttl <= 1:
@@ -370,6 +372,14 @@ class Router:
             self._delivery.error(mac, packet, TIME_EXCEEDED, TTL_EXCEEDED, now)
             return False
         return True
+
+    def _tell_refusal(self, packet: IpPacket, mac: MacAddress, why: Why, now: float) -> None:
+        """Whoever audits hears of it; a fragment but the first has no port."""
+        protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
+        has_port = packet.protocol in (TCP, UDP) and not packet.fragment_offset
+        port = int.from_bytes(packet.payload[2:4], "big") if has_port else 0
+        guest = self._delivery.guest_at(mac, packet.source)
+        self.admission.refuse(guest, FlowRequest(protocol, packet.destination, port), why, now)
 
     def _on_whole_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.protocol not in (ICMP, TCP, UDP):
@@ -457,7 +467,6 @@ class Router:
                 return
         if not self._carries(message, packet, mac):
             self.counters.count("icmp.not_carried")
-            self.on_refused(packet, "icmp.not_carried")
             self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
 
     def _carries(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress) -> bool:

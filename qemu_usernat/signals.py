@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 REPORT = signal.SIGUSR1
-ANSWERED = (*ENDING, REPORT)
+RELOAD = signal.SIGHUP
+ANSWERED = (*ENDING, REPORT, RELOAD)
 
 
 def interrupt_ends_us() -> None:

@@ -47,6 +47,8 @@ class Config:
     network: Network = attrs.Factory(Network)
     policy: PolicySettings | None = None
     """None: no policy was asked for."""
+    audit: Path | None = None
+    """Where each verdict becomes a line."""
 
 
 def read_config(
@@ -134,7 +136,7 @@ def _policy_table(path: Path) -> Any:
 def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Network]:
     """The values of the keys that are no network's, and the network of the others."""
     values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
-    apart = ("listen", "connect", "verbose")
+    apart = ("listen", "connect", "verbose", "audit")
     top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
     try:
         return top, Network(**values)
@@ -247,6 +249,13 @@ def _text(raw: Any) -> str:
     return raw
 
 
+def _path(raw: Any) -> Path:
+    text = _text(raw)
+    if not text:
+        raise ValueError("it is empty")
+    return Path(text)
+
+
 def _texts(raw: Any) -> tuple[str, ...]:
     """One string or a list of them: most people have one socket and one resolver."""
     if isinstance(raw, str):
@@ -333,6 +342,7 @@ _SETTINGS = {
     "host_loopback": _Setting("", _truth, "true or false"),
     "listen": _Setting("", _endpoints, _ENDPOINTS),
     "mtu": _Setting("", _whole_number, "a whole number of bytes"),
+    "audit": _Setting("", _path, "the path of a file"),
     "verbose": _Setting("", _truth, "true or false"),
     "subnet": _Setting(_TABLE, _subnet, "an IPv4 subnet, like 10.0.2.0/24"),
     "gateway": _Setting(_TABLE, _address, _IPV4),

@@ -75,7 +75,7 @@ class DnsGate:
         name = _text(query.name)
         verdict = self.admission.judge_of(guest).judge_name(name)
         if query.record_class != dns.rdataclass.IN:
-            verdict = Verdict(DENY, Why.PROTOCOL)
+            verdict = Verdict(DENY, Why.QUESTION)
         verdict = self._told(guest, name, verdict, now)
         if verdict.action != ALLOW:
             self._refuse(query, verdict, reply)

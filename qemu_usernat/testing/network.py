@@ -364,7 +364,6 @@ class _TestServer(Server):
     def __attrs_post_init__(self) -> None:
         Server.__attrs_post_init__(self)
         assert isinstance(self.world, RecordingWorld)
-        self.router.on_refused = self.world.on_refused
         self.admission.on_decision = self.world.on_decision
 
     def on_bug(self, error: Exception) -> None:

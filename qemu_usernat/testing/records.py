@@ -25,7 +25,7 @@ from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.tables import Network
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.router import EchoRequest
-from qemu_usernat.wire.packets import ICMP, TCP, UDP, Buffer, IpPacket
+from qemu_usernat.wire.packets import Buffer
 
 RECORDS_MAXIMUM = 100_000
 """Of each kind; the oldest is forgotten first: a test that runs for days does not eat memory."""
@@ -35,8 +35,6 @@ LISTED_MAXIMUM = 30
 
 PINGS_MAXIMUM = 4096
 """Programs that ping, of which each answer is noted."""
-
-PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 
 Peer = tuple[str, int]
 """Address and port."""
@@ -120,7 +118,7 @@ class Verdict:
     name: str | None
     """The name that a guest looked up to get the address, if any did."""
     why: str
-    """One of `policy.judge.Why`; or, of what no policy may allow, the name of its counter."""
+    """One of `policy.why.Why`."""
     rule: str = ""
     """The rule that has decided, or nearly has."""
 
@@ -321,16 +319,6 @@ class RecordingWorld:
                 "" if rule is None else str(rule),
             )
         )
-
-    def on_refused(self, packet: IpPacket, why: str) -> None:
-        """The router has let a packet go nowhere."""
-        protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
-        ports = packet.payload[:4] if protocol in ("tcp", "udp") else bytes(4)
-        guest_port, port = int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big")
-        guest = format_address(packet.source), guest_port
-        address = format_address(packet.destination)
-        name = self.name_of(address)
-        self.verdicts.append(Verdict(False, protocol, guest, (address, port), name, why))
 
     def _begin(self, protocol: str, guest: Peer, address: Address, port: int) -> FlowRecord:
         text = format_address(address)

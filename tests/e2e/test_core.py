@@ -151,6 +151,6 @@ def test_a_reserved_address_is_refused_by_name(console: Console, usernat: Networ
     answer = console.exec("ping -c 1 -W 3 240.0.0.1")
     assert "Packet filtered" in answer.text, answer.text
     (verdict,) = usernat.verdicts.where(allowed=False)
-    assert (verdict.address, verdict.why) == ("240.0.0.1", "ipv4.martian_destination")
+    assert (verdict.address, verdict.why) == ("240.0.0.1", "martian")
     assert not usernat.flows
     usernat.capture.assert_some(icmp.code == 13)

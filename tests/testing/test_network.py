@@ -89,7 +89,7 @@ async def test_what_the_gateway_refuses_is_a_verdict(autojump_clock: MockClock) 
             await guest.connect_tcp("127.0.0.1", 22)
         (verdict,) = network.verdicts.where(allowed=False)
         assert (verdict.protocol, verdict.address, verdict.port) == ("tcp", "127.0.0.1", 22)
-        assert verdict.why == "ipv4.martian_destination"
+        assert verdict.why == "martian"
         assert not network.flows
         assert not network.internet.unexpected
 
