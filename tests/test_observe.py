@@ -127,8 +127,8 @@ async def guest_of(folder: Path) -> AsyncIterator[FakeGuest]:
 
 async def until_logged(folder: Path, words: str) -> None:
     with trio.fail_after(20):
-        while words not in (folder / "log").read_text():
-            await trio.sleep(0.02)  # noqa: ASYNC110 - of another process
+        while words not in (folder / "log").read_text():  # noqa: ASYNC110 - of another process
+            await trio.sleep(0.02)
 
 
 async def test_sighup_replaces_the_policy(tmp_path: Path) -> None:
