@@ -12,11 +12,11 @@ from typing import Any
 
 from attrs import asdict, define, evolve, field, fields_dict, frozen
 
-from qemu_usernat.policy.judge import Speech
+from qemu_usernat.policy.judge import FlowRequest, Speech, Verdict
 from qemu_usernat.policy.places import PORT_MAXIMUM
-from qemu_usernat.policy.rules import ALLOW, DENY
+from qemu_usernat.policy.rules import ALLOW, DENY, Rule
 from qemu_usernat.policy.why import Why
-from qemu_usernat.primitives.addresses import parse_address
+from qemu_usernat.primitives.addresses import format_address, parse_address
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.primitives.time import MINUTE, NEVER
 
@@ -59,6 +59,39 @@ class AuditRecord:
     """Whether the verdict was carried out; not while a policy is being learned."""
     repeated: int = 1
     """How many times this was seen since it was told of last."""
+
+    @classmethod
+    def of(
+        cls,
+        request: FlowRequest,
+        verdict: Verdict,
+        *,
+        time: float,
+        guest: str,
+        link: str,
+        source: str | None = None,
+        asked: str | None = None,
+        enforced: bool = True,
+    ) -> "AuditRecord":
+        """Of what was judged and a verdict that is not open; `asked` is the name in a question."""
+        flight = request.flight
+        return cls(
+            time=time,
+            guest=guest,
+            link=link,
+            source=source,
+            protocol=request.protocol,
+            address=format_address(request.destination) if request.destination else None,
+            port=request.port,
+            name=flight.name if asked is None else asked,
+            names=tuple(sorted(request.names)),
+            speech=None if flight.speech is Speech.OPEN else flight.speech.value,
+            verdict=verdict.action or DENY,
+            why=verdict.why,
+            rule=None if verdict.rule is None else _called(verdict.rule),
+            logged=tuple(map(_called, verdict.logged)),
+            enforced=enforced,
+        )
 
     def to_json(self) -> str:
         """As one line."""
@@ -110,6 +143,10 @@ class AuditRecord:
             Speech(self.speech)
         if self.protocol in ("tcp", "udp", "icmp"):
             parse_address(self.address or "")
+
+
+def _called(rule: Rule) -> str:
+    return rule.name or str(rule)
 
 
 @define

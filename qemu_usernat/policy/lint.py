@@ -78,6 +78,7 @@ def lint(policy: NetworkPolicy, groups: Groups) -> list[Flaw]:
     """All that is found, in the order of the rules."""
     judge = judge_for(policy, groups)
     found = [*_unreachable(judge), *_wildcards(policy), *_over_https(judge), *_dns(judge)]
+    found += _other_resolvers(judge)
     return sorted(found, key=lambda flaw: (flaw.number is None, flaw.number or 0, flaw.code))
 
 
@@ -260,7 +261,7 @@ def _over_https(judge: Judge) -> Iterator[Flaw]:
 def _is_meant(rule: Rule | None, name: str, address: Address) -> bool:
     """Whether the rule says that very resolver."""
     return rule is not None and any(
-        place == NamePlace(name)
+        (isinstance(place, NamePlace) and not place.wildcard and place.name == name)
         or (isinstance(place, NetworkPlace) and place.bounds() == (ip_address(address),) * 2)
         for place in rule.places
     )
@@ -272,6 +273,21 @@ def _dns(judge: Judge) -> Iterator[Flaw]:
         number = _number(judge.policy.rules, verdict.rule)
         text = "lets any name be looked up: what is in the names reaches whoever owns them"
         yield Flaw("dns", text, number)
+
+
+def _other_resolvers(judge: Judge) -> Iterator[Flaw]:
+    """Networks that are allowed, resolvers included: port 53 there is not the gateway's."""
+    for text in RESOLVERS.values():
+        address = parse_address(text)
+        for protocol in ("udp", "tcp"):
+            request = FlowRequest(protocol, address, 53, frozenset(), Flight(Speech.OTHER))
+            verdict = judge.judge(request)
+            if verdict.action != ALLOW or not judge.is_named(request):
+                continue
+            if not _is_meant(verdict.rule, "", address):
+                number = _number(judge.policy.rules, verdict.rule)
+                yield Flaw("dns", f"lets other resolvers be asked than ours, like {text}", number)
+                return
 
 
 def _number(rules: Sequence[Rule], wanted: Rule | None) -> int | None:

@@ -148,3 +148,36 @@ def requests(draw: st.DrawFn) -> FlowRequest:
         draw(st.frozensets(st.sampled_from(NAMES), max_size=3)),
         draw(read_flights()) if protocol == "tcp" else Flight(),
     )
+
+
+def about_names() -> st.SearchStrategy[tuple[NetworkPolicy, FlowRequest]]:
+    """Rules that are mostly by name, and connections to one public address that has names."""
+    name_rules = st.builds(
+        Rule,
+        st.sampled_from((ALLOW, ALLOW, DENY, LOG)),
+        st.lists(
+            st.builds(NamePlace, st.sampled_from(NAMES), st.booleans()), min_size=1, max_size=2
+        ),
+        st.sampled_from(((), (), (Service("tcp", 443, 443),), (Service("udp"), Service("tcp")))),
+    )
+    any_rule = st.builds(Rule, st.sampled_from((ALLOW, DENY)), st.just((AnyPlace(),)))
+    return st.tuples(
+        st.builds(
+            NetworkPolicy,
+            st.sampled_from((DENY, DENY, ALLOW)),
+            st.lists(st.one_of(name_rules, name_rules, any_rule), max_size=4).map(tuple),
+        ),
+        st.builds(
+            FlowRequest,
+            st.sampled_from(("tcp", "tcp", "tcp", "udp")),
+            st.just(packed("8.8.8.8")),
+            st.sampled_from((22, 80, 443)),
+            st.frozensets(st.sampled_from(NAMES), max_size=3),
+            read_flights(),
+        ),
+    )
+
+
+def cases() -> st.SearchStrategy[tuple[NetworkPolicy, FlowRequest]]:
+    """A policy and a flow: of any kind, or such that names decide."""
+    return st.one_of(st.tuples(policies(), requests()), about_names())

@@ -1,6 +1,7 @@
 """The audit: closed fields, closed reasons, and repeats that are counted."""
 
 import json
+from typing import Any
 
 import pytest
 from attrs import evolve, fields_dict
@@ -8,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.policy.audit import KEYS_MAXIMUM, AuditRecord, Repeats
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.judge import Flight, FlowRequest, Judge, Speech
+from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.primitives.time import NEVER
+from tests.policy.policies import packed
 
 RECORD = AuditRecord(
     time=1_700_000_000.25,
@@ -190,3 +195,24 @@ def test_the_numbers_add_up(seen: list[tuple[int, float]]) -> None:
     for port in range(6):
         count = sum(record.repeated for record in told if record.port == port)
         assert count == sum(each == port for each, _ in seen)
+
+
+def test_a_verdict_becomes_a_record() -> None:
+    """What was judged, what the guest said, and the rule by its name or its text."""
+    policy = NetworkPolicy.deny_all().rule("log any").allow_https("a.example").named("code")
+    request = FlowRequest(
+        "tcp", packed("8.8.8.8"), 443, frozenset({"a.example"}), Flight(Speech.TLS, "a.example")
+    )
+    who: dict[str, Any] = {"guest": RECORD.guest, "link": RECORD.link, "source": RECORD.source}
+    record = AuditRecord.of(
+        request, Judge(policy, Groups()).judge(request), time=RECORD.time, **who
+    )
+    assert record == evolve(RECORD, logged=("log any",))
+    wordless = evolve(request, flight=Flight(), names=frozenset())
+    verdict = Judge(policy, Groups()).judge(wordless)
+    record = AuditRecord.of(wordless, verdict, time=0.0, enforced=False, **who)
+    assert (record.name, record.speech, record.rule, record.enforced) == (None, None, None, False)
+    question = FlowRequest("dns", b"", 53)
+    asked = Judge(policy, Groups()).judge_name("b.example")
+    record = AuditRecord.of(question, asked, time=0.0, asked="b.example", **who)
+    assert (record.address, record.name, record.verdict) == (None, "b.example", "deny")

@@ -3,7 +3,7 @@
 import sys
 from ipaddress import ip_network
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from attrs import evolve
@@ -37,6 +37,7 @@ from tests.policy.policies import (
     GROUPS_HERE,
     NAMES,
     OWN_NAMES,
+    cases,
     packed,
     policies,
     read_flights,
@@ -44,6 +45,8 @@ from tests.policy.policies import (
 )
 
 TLS, HTTP, OTHER, UNREADABLE = Speech.TLS, Speech.HTTP, Speech.OTHER, Speech.UNREADABLE
+
+Case: TypeAlias = tuple[NetworkPolicy, FlowRequest]
 
 deny_all, allow_all = NetworkPolicy.deny_all(), NetworkPolicy.allow_all()
 
@@ -239,6 +242,19 @@ def test_a_wildcard_wants_its_dot_and_never_the_apex(name: str) -> None:
         assert said(policy, flow(TO, good, speech=TLS, says=good)) == (ALLOW, Why.RULE)
 
 
+@pytest.mark.parametrize("rule", ["allow *.a.example", "allow b.a.example, c.b.a.example"])
+@pytest.mark.parametrize(("port", "speech"), [(443, TLS), (80, HTTP), (8443, TLS), (8080, HTTP)])
+def test_the_name_that_is_said_needs_a_pin_of_its_own(rule: str, port: int, speech: Speech) -> None:
+    """Allowed name, address of another allowed name: two tenants of one network, and only one of
+    them was looked up."""
+    request = flow(f"tcp 8.8.8.8:{port}", "b.a.example", speech=speech, says="c.b.a.example")
+    assert said(deny_all.rule(rule), request) == (DENY, Why.NOT_PINNED)
+    assert said(deny_all.rule(rule), evolve(request, names=request.names | {"c.b.a.example"})) == (
+        ALLOW,
+        Why.RULE,
+    )
+
+
 def test_a_name_opens_no_way_inward() -> None:
     """A rule lets a private address be told; an allowed name's owner answers with that address,
     and does not widen what the rule has opened there."""
@@ -285,6 +301,8 @@ NO_ADS = allow_all.deny_domain("*.ads.example", "ads.example")
         (flow(TO, speech=TLS, says="xads.example"), (ALLOW, Why.DEFAULT)),
         (flow("tcp 8.8.8.8:22", speech=OTHER), (ALLOW, Why.DEFAULT)),
         (flow(TO), (None, Why.HELD)),
+        (flow(TO, possible={TLS}), (None, Why.HELD)),
+        (flow(TO, possible={OTHER}), (ALLOW, Why.DEFAULT)),
         (flow(TO, "ads.example"), (DENY, Why.RULE)),
         (flow("icmp 8.8.8.8"), (ALLOW, Why.DEFAULT)),
     ],
@@ -392,6 +410,8 @@ def test_a_name_is_looked_up_only_if_a_rule_could_admit_it(
         (deny_all.allow_group("private"), "10.0.0.1 fd00::1", "10.0.2.15 127.0.0.1 169.254.1.1"),
         (deny_all.allow_ip("10.0.0.0/24", on="tcp/22"), "10.0.0.1 ::ffff:10.0.0.1", "10.0.1.1"),
         (deny_all.deny_ip("10.0.0.1").allow_group("private"), "10.0.0.2", "10.0.0.1"),
+        (deny_all.rule("deny 10.0.0.1 on tcp/22").allow_group("private"), "10.0.0.1", ""),
+        (allow_all.rule("deny private on tcp/22"), "10.0.0.1", ""),
         (
             allow_all,
             "8.8.8.8 10.0.0.1",
@@ -480,21 +500,23 @@ ALL_FLIGHTS = [
 ]
 
 
-@given(policies(), requests())
-def test_tables_agree_with_a_plain_reading(policy: NetworkPolicy, request: FlowRequest) -> None:
+@given(cases())
+def test_tables_agree_with_a_plain_reading(case: Case) -> None:
     """Rule after rule and place after place, as the model says it, gives the same verdict."""
+    policy, request = case
     assert judged(policy, request).action == plainly(policy, request)
 
 
 @given(
-    policies(),
-    requests(),
-    st.frozensets(st.sampled_from((TLS, HTTP, OTHER, UNREADABLE)), min_size=1),
+    cases(), st.frozensets(st.sampled_from((TLS, HTTP, OTHER, UNREADABLE)), min_size=1, max_size=2)
 )
-def test_an_early_verdict_is_the_late_one(
-    policy: NetworkPolicy, request: FlowRequest, possible: frozenset[Speech]
-) -> None:
+@example(
+    (NetworkPolicy.allow_all().deny_domain("a.example"), FlowRequest("tcp", b"\x08" * 4, 443)),
+    frozenset({TLS}),
+)
+def test_an_early_verdict_is_the_late_one(case: Case, possible: frozenset[Speech]) -> None:
     """Given before the guest has spoken, it is what every possible word would have led to."""
+    policy, request = case
     assume(request.protocol == "tcp")
     judge = Judge(policy, GROUPS_HERE)
     early = judge.judge(evolve(request, flight=Flight(possible=possible)))
@@ -520,11 +542,10 @@ def test_an_early_verdict_is_the_late_one(
         assert not early.hold, "it could have been given"
 
 
-@given(policies(), requests())
-def test_no_name_rule_admits_an_unpinned_address(
-    policy: NetworkPolicy, request: FlowRequest
-) -> None:
+@given(cases())
+def test_no_name_rule_admits_an_unpinned_address(case: Case) -> None:
     """Whatever the guest says: without a pin, only rules for addresses let it through."""
+    policy, request = case
     only = tuple(
         rule
         for rule in policy.rules
@@ -534,11 +555,10 @@ def test_no_name_rule_admits_an_unpinned_address(
     assert judged(NetworkPolicy(DENY, only), stranger).action == DENY
 
 
-@given(policies(), requests(), st.booleans(), st.data())
-def test_removing_an_allow_admits_nothing_more(
-    policy: NetworkPolicy, request: FlowRequest, read: bool, data: st.DataObject
-) -> None:
+@given(cases(), st.booleans(), st.data())
+def test_removing_an_allow_admits_nothing_more(case: Case, read: bool, data: st.DataObject) -> None:
     """Flows, names and answers: without a rule that allows there is less, never more."""
+    policy, request = case
     allows = [number for number, rule in enumerate(policy.rules) if rule.action == ALLOW]
     assume(allows)
     gone = data.draw(st.sampled_from(allows))
@@ -573,11 +593,10 @@ def test_no_policy_reaches_the_floor_that_does_not_name_it(
         )
 
 
-@given(policies(), requests(), st.booleans())
-def test_findings_explain_the_verdict(
-    policy: NetworkPolicy, request: FlowRequest, read: bool
-) -> None:
+@given(cases(), st.booleans())
+def test_findings_explain_the_verdict(case: Case, read: bool) -> None:
     """The first rule that is found to match, and has none before it, is the verdict's."""
+    policy, request = case
     if not read:
         request = evolve(request, flight=UNREAD)
     judge = Judge(policy, GROUPS_HERE)

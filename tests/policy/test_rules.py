@@ -1,6 +1,8 @@
 """A policy as a value: built by calls, written as text, and read again without a loss."""
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -198,3 +200,18 @@ def test_what_is_said_twice_in_a_rule_is_said_once() -> None:
     """By text and by calls alike."""
     policy = NetworkPolicy.deny_all().allow_ip("10.0.0.1", "10.0.0.1", on=["tcp", "tcp"])
     assert text_of(policy) == ["allow 10.0.0.1 on tcp", "default deny"]
+
+
+def test_the_name_is_at_the_top_and_costs_nothing_until_it_is_used() -> None:
+    """`from qemu_usernat import NetworkPolicy`; the package alone brings nothing with it."""
+    script = (
+        "import sys, qemu_usernat; assert 'attrs' not in sys.modules; "
+        "from qemu_usernat import NetworkPolicy; print(NetworkPolicy.deny_all()); "
+        "assert not {'trio', 'impacket', 'numpy', 'publicsuffixlist'} & set(sys.modules); "
+        "qemu_usernat.NetworkPolice"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.stdout == "default deny\n"
+    assert answer.stderr.endswith("module 'qemu_usernat' has no attribute 'NetworkPolice'\n")
