@@ -34,7 +34,12 @@ class Network:
     wait_until_idle: bool = False  # whether it ends only when all else has
     forever: bool = False
 
-    async def serve(self, config: Config, on_ready: Callable[[Sequence[Endpoint]], None]) -> None:
+    async def serve(
+        self,
+        config: Config,
+        on_ready: Callable[[Sequence[Endpoint]], None],
+        read: Callable[[], Config] | None = None,
+    ) -> None:
         """As `app.serve`."""
         self.configs.append(config)
         if not self.ready:
