@@ -237,7 +237,7 @@ def test_a_bug_is_not_hidden(network: Network) -> None:
     [
         ("", "Missing command."),
         ("sevre", "No such command 'sevre'."),
-        ("serve --mut 1500", "No such option '--mut'. Did you mean '--mtu'?"),
+        ("serve --mtuu 1500", "No such option '--mtuu'. Did you mean '--mtu'?"),
         ("serve --mtu big", "Invalid value for '--mtu': 'big' is not a valid integer."),
         ("serve --mtu 0 --listen unix:a", "--mtu is 0; allowed: bytes from 576 to 65520"),
         ("serve --listen udp:1", '--listen: "udp:1" is not an endpoint: '),
