@@ -7,6 +7,7 @@ here are no other words of it than how it is called. The work happens in a `Back
         assert machine.console.exec("true").status == 0
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -67,9 +68,11 @@ class Console(_Facade[VmConsole]):
         """`VmConsole.exec_many`: of several commands at the same time."""
         return self.loop.call(self.behind.exec_many, *commands, timeout=timeout)
 
-    def send_line(self, text: str, *, end: str = "\n", echoed: bool = True) -> None:
+    def send_line(
+        self, text: str, *, end: str = "\n", echoed: bool = True, slowly: bool = False
+    ) -> None:
         """`VmConsole.send_line`: type a line."""
-        self.loop.call(self.behind.send_line, text, end=end, echoed=echoed)
+        self.loop.call(self.behind.send_line, text, end=end, echoed=echoed, slowly=slowly)
 
     def wait_for(
         self, pattern: str | bytes, timeout: float = DEFAULT_TIME_LIMIT
@@ -156,9 +159,9 @@ class Machine(_Facade[VirtualMachine]):
         """`VirtualMachine.power_off`: pull the plug; QEMU's exit status."""
         return self.loop.call(self.behind.power_off)
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = math.inf) -> int:
         """`VirtualMachine.wait`: until the guest is powered off; QEMU's exit status."""
-        return self.loop.call(self.behind.wait)
+        return self.loop.call(self.behind.wait, timeout)
 
     def snapshot(self, name: str) -> None:
         """`VirtualMachine.snapshot`: keep the machine's state under a name."""

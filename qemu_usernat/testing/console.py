@@ -54,6 +54,7 @@ SILENCE = 20.0  # seconds without a byte in the middle of an answer
 ATTEMPTS = 5  # to hear an answer unspoilt
 INTERRUPTS = (b"\x03", b"\x03", b"\x1c")  # Ctrl-C, Ctrl-C, Ctrl-\
 DEFAULT_TIME_LIMIT = 60.0  # seconds
+ECHO_TIME = 1.0  # seconds for a character to come back
 GIVE_BACK = "stty echo opost 2>/dev/null; "
 QUIET = 0.3  # seconds without a word after a prompt: then the guest waits for us
 LOOK_BACK = 65_536  # bytes before new ones that are searched again for a pattern's begin
@@ -241,8 +242,13 @@ class VmConsole:
 
     # -- anything else that reads and writes
 
-    async def send_line(self, text: str, *, end: str = "\n", echoed: bool = True) -> None:
+    async def send_line(
+        self, text: str, *, end: str = "\n", echoed: bool = True, slowly: bool = False
+    ) -> None:
         """Type `text` and a line end (firmware and boot loaders may want ``end="\\r"``).
+
+        `slowly` is for firmware, too: each character waits until the one before it has come back,
+        as a BIOS holds 15 of them and loses the others.
 
         Its echo is no answer: `wait_for` does not see it. `echoed=False` says for certain that the
         terminal does not echo, as for a password, so that the first copy of it is the guest's own.
@@ -255,7 +261,11 @@ class VmConsole:
                 self._silenced, self._output = False, ""
             if echoed:
                 self._echo.sent(text.encode(), whole=bool(end))
-            await self._type((text + end).encode())
+            for piece in text + end if slowly else (text + end,):
+                await self._type(piece.encode())
+                if slowly:
+                    with trio.move_on_after(ECHO_TIME):
+                        await self._receive()
 
     async def wait_for(
         self,

@@ -79,6 +79,11 @@ class GuestImage:
     ca_bundle: Path
 
     @property
+    def vmlinuz(self) -> Path:
+        """The kernel as Debian packs it: for boot loaders. QEMU itself starts `kernel` sooner."""
+        return self.kernel.with_name("vmlinuz")
+
+    @property
     def memory_minimum(self) -> int:
         """MiB of memory that it can be unpacked in.
 
@@ -167,12 +172,13 @@ def _base(cache: Path, packages: list[str], modules: list[str]) -> GuestImage:
             guest = _initramfs(root, certificates)
             _add_drivers(guest, root, [*DRIVERS, *modules])
             _add_packages(guest, added)
-            kernel = _unpacked(next((root / "boot").glob("vmlinuz-*")).read_bytes())
+            packed = next((root / "boot").glob("vmlinuz-*")).read_bytes()
             _keep(
                 workshop,
                 kept,
                 {
-                    image.kernel: kernel,
+                    image.kernel: _unpacked(packed),
+                    image.vmlinuz: packed,
                     image.initrd: guest.archive(),
                     image.ca_bundle: certificates,
                 },

@@ -12,6 +12,7 @@ wires connected. Migrating to a file would need another QEMU for each return. Th
 into an image of ours, so a machine without a disk can have them too.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -194,13 +195,22 @@ class VirtualMachine:
             await self.qmp("quit")
         return await self.wait()
 
-    async def wait(self) -> int:
-        """Wait until the guest is powered off; returns QEMU's exit status."""
+    async def wait(
+        self,
+        timeout: float = math.inf,  # noqa: ASYNC109 - so that the error can say it
+    ) -> int:
+        """Wait until the guest is powered off; returns QEMU's exit status.
+
+        TimeoutError after `timeout` seconds.
+        """
         if (status := self.process.poll()) is not None:
             return status
         descriptor = os.pidfd_open(self.process.pid)
         try:
-            await trio.lowlevel.wait_readable(descriptor)
+            with trio.fail_after(timeout):
+                await trio.lowlevel.wait_readable(descriptor)
+        except trio.TooSlowError:
+            raise TimeoutError(f"the guest still runs after {timeout:g} s") from None
         finally:
             os.close(descriptor)
         return self.process.wait()
@@ -208,16 +218,20 @@ class VirtualMachine:
     # -- snapshots
 
     async def snapshot(self, name: str) -> None:
-        """Keep memory, devices and disks under `name` until the machine ends."""
+        """Keep memory, devices and disks under `name`, instead of what was kept there before.
+
+        Until the machine ends.
+        """
         await self._make_room_for_snapshots()
-        await self._snapshot_job("snapshot-save", name)
+        await self._snapshot_job("snapshot-delete", name)  # an older one of this name, if any
+        await self._snapshot_job("snapshot-save", name, vmstate="snapshots")
 
     async def restore(self, name: str) -> None:
         """Go back to a snapshot; the guest's wires and what it has said stay as they are."""
         await self._make_room_for_snapshots()
         before = (await self.qmp("query-status"))["running"]
         try:
-            await self._snapshot_job("snapshot-load", name)
+            await self._snapshot_job("snapshot-load", name, vmstate="snapshots")
         except UserError:
             if before:  # QEMU has stopped the guest for it, and left it so
                 await self.resume()
@@ -363,11 +377,11 @@ class VirtualMachine:
         await self.qmp("blockdev-add", **node)
         self._has_room_for_snapshots = True
 
-    async def _snapshot_job(self, command: str, name: str) -> None:
+    async def _snapshot_job(self, command: str, name: str, **arguments: str) -> None:
         blocks = [block.get("inserted") for block in await self.qmp("query-block")]
         disks = [block["node-name"] for block in blocks if block and not block["ro"]]
         devices = [*disks, "snapshots"]
-        await self._job(command, tag=name, vmstate="snapshots", devices=devices)
+        await self._job(command, tag=name, devices=devices, **arguments)
 
     async def _job(self, command: str, **arguments: Any) -> None:
         """Run a job of QEMU to its end; UserError, with QEMU's words, if it fails."""

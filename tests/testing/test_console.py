@@ -5,6 +5,7 @@ import os
 import pty
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +36,19 @@ printf 'starting login: '; sleep 0.1; echo 'no prompt'; sleep 0.2
 printf 'guest login: '; read -r name
 stty -echo; printf 'Password: '; read -r word; stty echo
 printf '\\nyour %s\\n# ' "$word"; sleep 1000
+"""
+
+
+FIRMWARE = """
+import os, tty
+tty.setraw(0)
+os.write(1, b"boot: ")
+line = b""
+while not line.endswith(b"\\r"):
+    keys = os.read(0, 4096)[:15]
+    line += keys
+    os.write(1, keys)
+os.write(1, b"\\r\\nbooting " + line.upper() + b"\\n")
 """
 
 
@@ -101,6 +115,19 @@ async def test_a_dialogue_after_commands(shell: list[str], columns: int) -> None
             await console.wait_for(f"hello, {name}\r")
             with pytest.raises(WaitTimeout):
                 await console.wait_for(name, timeout=0.5)
+
+
+@pytest.mark.parametrize("slowly", [True, False])
+async def test_firmware_that_holds_a_few_keys_is_typed_to_slowly(slowly: bool) -> None:
+    """What is typed faster than it reads is lost."""
+    async with terminal([sys.executable, "-c", FIRMWARE], 80, shell=False) as console:
+        await console.expect("boot: ")
+        await console.send_line("http://boot.example/script", end="\r", slowly=slowly)
+        if slowly:
+            await console.wait_for("booting HTTP://BOOT.EXAMPLE/SCRIPT")
+        else:
+            with pytest.raises(WaitTimeout):
+                await console.wait_for("booting", timeout=1)
 
 
 async def test_commands_of_any_length(shell: list[str], columns: int) -> None:

@@ -60,6 +60,8 @@ async def pausing(vm: VirtualMachine) -> None:
     """A paused guest answers nothing, and then what it was asked."""
     await vm.pause()
     await vm.wait_for_event("STOP")
+    with pytest.raises(TimeoutError, match=r"the guest still runs after 0\.1 s"):
+        await vm.wait(timeout=0.1)
     assert (await vm.qmp("query-status"))["status"] == "paused"
     await vm.console.send_line("echo aw''ake")
     with trio.move_on_after(0.5) as scope:
@@ -76,6 +78,8 @@ async def pausing(vm: VirtualMachine) -> None:
 
 async def snapshots(vm: VirtualMachine) -> None:
     """What happened after a snapshot has not happened, once it is restored."""
+    await vm.console.exec("echo long before >/root/state")
+    await vm.snapshot("one")
     await vm.console.exec("echo before >/root/state")
     await vm.snapshot("one")
     await vm.console.exec("echo after >/root/state")
@@ -116,7 +120,7 @@ async def ending(vm: VirtualMachine) -> None:
             await vm.wait_for_event("NEVER", timeout=60)
         with pytest.raises(QmpLost, match="QEMU is gone"):
             await vm.qmp("query-status")
-        assert await vm.wait() == -signal.SIGKILL
+        assert await vm.wait() == -signal.SIGKILL == await vm.wait(timeout=0)
 
 
 async def test_a_command_line_of_ones_own(tmp_path: Path) -> None:

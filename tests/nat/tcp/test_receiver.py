@@ -131,6 +131,14 @@ def test_a_segment_without_octets_moves_nothing() -> None:
     assert told(receiver) == [(10, 20)]
 
 
+def test_an_octet_is_news() -> None:
+    """The least that there is, in order."""
+    receiver = receiver_at(0)
+    assert accept(receiver, 0, 0, b"!")
+    assert accept(receiver, 0, 1, b"!!")
+    assert not accept(receiver, 0, 2, b"!")
+
+
 def test_what_is_kept_already_is_not_kept_twice() -> None:
     """A guest that repeats everything behind a gap costs nothing more."""
     receiver = receiver_at(0)

@@ -169,6 +169,51 @@ def test_gaps_of_two_bursts_that_touch_are_one() -> None:
     assert board.first_lost() == (0, 3000)
 
 
+def test_a_path_that_has_become_slower_is_waited_for() -> None:
+    """The round trip is that of the newest arrival, be it longer than the one before."""
+    board = sent((0, 1000, 0.0))
+    board.acknowledged(1000, 1.0)
+    board.sent(1000, 2000, 2.0)
+    board.sent(2000, 3000, 2.5)
+    board.selected(2000, 3000, 10.5)
+    assert board.judge(PATIENCE, 10.5) == 0
+    assert board.judge_at == 2.0 + 8.0 + PATIENCE
+
+
+def test_what_was_acknowledged_is_forgotten() -> None:
+    """Each transmission with its last octet, and the alarm with all of them."""
+    board = sent((0, 1000, 0.0), (1000, 2000, 0.2), (2000, 3000, 0.5))
+    board.selected(2000, 3000, 4.5)
+    board.judge(PATIENCE, 4.5)
+    assert board.judge_at == ROUND_TRIP + PATIENCE
+    for position, left in ((500, 3), (1000, 2), (1500, 2), (2500, 1), (3000, 0)):
+        board.acknowledged(position, 6.0)
+        assert len(board._transmissions) == left
+    assert board.judge_at == NEVER
+
+
+@pytest.mark.parametrize(("length", "lost"), [(1000, 1000), (3000, 3000), (3500, 3000)])
+def test_the_first_octets_are_lost_in_one_burst_at_most(length: int, lost: int) -> None:
+    """A segment does not go from one transmission to the next."""
+    board = sent((0, 3000, 0.0), (3000, 4000, 1.0))
+    board.lose_first(length)
+    assert board.lost == lost
+    assert board.first_lost() == (0, lost)
+
+
+def test_a_silence_begins_anew_with_the_first_octets() -> None:
+    """Whatever was looked for last."""
+    board = sent((0, 4000, 0.0))
+    board.selected(1000, 2000, 4.0)
+    board.selected(3000, 4000, 4.0)
+    assert board.judge(0.0, 4.0) == 2000
+    for start in (0, 2000):
+        assert board.first_lost() == (start, start + 1000)
+        board.sent_again(start, start + 1000, 5.0)
+    board.lose_everything()
+    assert board.first_lost() == (0, 1000)
+
+
 def test_the_tail_is_the_last_burst() -> None:
     """What was sent before it is none."""
     assert sent((0, 1000, 0.0), (1000, 2500, 1.0)).last_start() == 1000
