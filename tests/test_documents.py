@@ -1,6 +1,8 @@
 """What the documents say is what the programs do."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -54,11 +56,40 @@ def test_every_command_of_the_readme_is_known_here() -> None:
         ". .venv/bin/activate",
         "pip install qemu-usernat pytest",
         "pytest test_hello.py",
+        SANDBOX,  # below, and tests/e2e/test_policy.py with a guest
         "qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img",  # tests/qemu, with a guest
         "qemu-usernat serve --listen unix:/tmp/guest.sock",  # tests/test_app.py, tests/qemu
         "qemu-usernat cmdline --listen unix:/tmp/guest.sock --qemu-version 9.2",  # below
     }
     assert commands == tested
+
+
+SANDBOX = (
+    'qemu-usernat run --allow "pypi.org, files.pythonhosted.org on tcp/443" '
+    "-- qemu-system-x86_64 -m 1G disk.img"
+)
+
+STUB = """#!/bin/sh
+[ "$1" = --version ] && echo "QEMU emulator version 9.2.1" && exit
+echo "$@"
+"""
+
+
+def test_the_sandbox_of_the_readme_starts(tmp_path: Path) -> None:
+    """The command as it stands runs a QEMU, with our network before what it was given."""
+    stub = tmp_path / "qemu-system-x86_64"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    program, *words = shlex.split(SANDBOX)
+    assert program == "qemu-usernat"
+    done = subprocess.run(
+        [sys.executable, "-m", "qemu_usernat", *words],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("-m 1G disk.img -netdev stream,"), done.stdout
 
 
 def test_the_printed_arguments_are_those_of_the_readme() -> None:

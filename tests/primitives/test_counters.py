@@ -44,7 +44,7 @@ def names_in(source: str) -> set[str]:
     """The names that a module counts: given to a call, or kept in a table or variable for one."""
     tree = ast.parse(source)
     rooms = "|".join({name.split(".")[0] for name in MEANINGS})
-    kept = re.compile(rf"({rooms})\.(?!internal$)[a-z0-9_]+")  # gateway.internal is a DNS name
+    kept = re.compile(rf"({rooms})\.(?!internal$|google$)[a-z0-9_]+")  # DNS names
     names = {text for text in strings(tree) if kept.fullmatch(text)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and is_counting(node):
