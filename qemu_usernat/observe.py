@@ -16,8 +16,6 @@ from attrs import define, field
 
 from qemu_usernat.admission import Decision
 from qemu_usernat.policy.audit import AuditRecord, Repeats
-from qemu_usernat.policy.judge import Speech
-from qemu_usernat.policy.rules import Rule
 from qemu_usernat.primitives.addresses import format_address, format_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -113,27 +111,14 @@ class Audit:
 
 def record_of(decision: Decision, moment: float) -> AuditRecord:
     """The record of a decision at a moment in seconds since 1970."""
-    guest, request, verdict = decision.guest, decision.request, decision.verdict
-    speech = request.flight.speech
-    rule = verdict.rule
-    return AuditRecord(
+    guest, request = decision.guest, decision.request
+    return AuditRecord.of(
+        request,
+        decision.verdict,
         time=moment,
         guest=format_mac(guest.mac),
         link=guest.link,
         source=format_address(guest.address) if any(guest.address) else None,
-        protocol=request.protocol,
-        address=format_address(request.destination) if request.destination else None,
-        port=request.port,
-        name=decision.name,
-        names=tuple(sorted(request.names)),
-        speech=None if speech is Speech.OPEN else speech.value,
-        verdict=verdict.action or "",
-        why=verdict.why,
-        rule=None if rule is None else _called(rule),
-        logged=tuple(map(_called, verdict.logged)),
+        asked=decision.name if request.protocol == "dns" else None,
         enforced=decision.enforced,
     )
-
-
-def _called(rule: Rule) -> str:
-    return rule.name or str(rule)

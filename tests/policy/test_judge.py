@@ -324,6 +324,13 @@ def test_nothing_is_held_where_no_name_can_matter() -> None:
     assert said(deny_all.allow_https("a.example"), flow(TO, "b.example")) == (DENY, Why.DEFAULT)
 
 
+@pytest.mark.parametrize(("port", "speech"), [(443, TLS), (80, HTTP), (22, TLS), (22, HTTP)])
+def test_what_may_still_name_someone_is_waited_for(port: int, speech: Speech) -> None:
+    """TLS or HTTP has begun: which name it says is open."""
+    policy = deny_all.allow_domain("a.example")
+    assert judged(policy, flow(f"tcp 8.8.8.8:{port}", "a.example", possible={speech})).hold
+
+
 def test_a_verdict_is_early_where_all_ways_lead_to_it() -> None:
     """By name or by address, the flow is let through: so it need not wait."""
     policy = deny_all.allow_domain("a.example").rule("allow any on tcp/443")

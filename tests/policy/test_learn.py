@@ -14,7 +14,7 @@ from qemu_usernat.policy.learn import learn, learn_file
 from qemu_usernat.policy.rules import ALLOW, NetworkPolicy
 from qemu_usernat.policy.settings import read_settings
 from qemu_usernat.primitives.errors import UserError
-from tests.policy.policies import ADDRESSES, GROUPS_HERE, NAMES, PORTS, packed
+from tests.policy.policies import ADDRESSES, GROUPS_HERE, NAMES, PORTS, packed, requests
 
 
 def record(protocol: str, address: str | None, port: int = 0, **more: Any) -> AuditRecord:
@@ -143,3 +143,12 @@ def test_what_was_seen_is_admitted(records: list[AuditRecord]) -> None:
         )
         left_out = (each.protocol, each.port) == ("udp", 443) and found.left_out
         assert judge.judge(request).action == ALLOW or left_out
+
+
+@given(requests())
+def test_what_was_judged_is_learned_through_its_line(request: FlowRequest) -> None:
+    """From the verdict by way of the file to a policy that admits the very same."""
+    verdict = Judge(NetworkPolicy.deny_all(), GROUPS_HERE).judge(request)
+    told = AuditRecord.of(request, verdict, time=0.0, guest="52:54:00:12:34:56", link="a")
+    found = learn([AuditRecord.from_json(told.to_json())], GROUPS_HERE)
+    assert Judge(found.policy, GROUPS_HERE).judge(request).action == ALLOW
