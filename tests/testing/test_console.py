@@ -286,7 +286,7 @@ async def test_reading_all_the_time() -> None:
         nursery.start_soon(console.keep_reading)
         await console.send_line("seq 1 200000; echo end")
         with trio.fail_after(20):
-            while not console.unread.endswith(b"end\n"):  # noqa: ASYNC110 - nobody may ask here
+            while not console.unread.endswith(b"end\r\n"):  # noqa: ASYNC110 - nobody may ask here
                 await trio.sleep(0.01)
         assert await console.exec("echo alive") == (0, b"alive\n")
         nursery.cancel_scope.cancel()
