@@ -20,9 +20,6 @@ from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
 
 DNS_PORT = 53  # RFC 1035, 4.2
 
-OTHER_DNS_PORTS = frozenset({137, 853, 5353, 5355})
-"""NetBIOS, DNS over TLS (RFC 7858) and QUIC, mDNS, LLMNR: ways around the judgment of names."""
-
 GUESTS_MAXIMUM = 4096
 """Guests that are remembered; the one heard first is forgotten first."""
 
@@ -78,7 +75,7 @@ class Admission:
         """Other policies, from this moment on; flows that live are to be asked for again."""
         policies = {} if settings is None else {**settings.guests, "": settings.policy}
         judges = {key: Judge(policy, self.groups) for key, policy in policies.items()}
-        self._judges = {"": Judge(self.implicit, self.groups), **judges}
+        self._judges = {"": Judge(self.implicit, self.groups, guards_names=False), **judges}
         self.settings = settings
 
     @property
@@ -130,12 +127,7 @@ class Admission:
     ) -> Decision:
         """Judge a flow; if its verdict is given, tell of it."""
         names = self.pins(guest).names(destination, now)
-        request = FlowRequest(protocol, destination, port, names, flight)
-        if port not in OTHER_DNS_PORTS or not self.guards_names:
-            return self.decide(guest, request, now)
-        if self.judge_of(guest).is_named(request):
-            return self.decide(guest, request, now)
-        return self.told(Decision(guest, request, Verdict(DENY, Why.NAME_SERVICE)), now)
+        return self.decide(guest, FlowRequest(protocol, destination, port, names, flight), now)
 
     def decide(self, guest: Guest, request: FlowRequest, now: float) -> Decision:
         """Judge a request; if its verdict is given, tell of it."""
@@ -158,10 +150,16 @@ class Admission:
         """Tell of what no policy lets through."""
         self.on_decision(Decision(guest, request, Verdict(DENY, why)), now)
 
-    def judge_again(self, decision: Decision) -> Verdict:
-        """What the policy of this moment says of what was decided earlier."""
+    def still_allows(self, decision: Decision) -> bool:
+        """Whether the policy of this moment lets go on what an earlier one let begin.
+
+        What was admitted before it had said whom it speaks to, and now would have to say it, can
+        not do so any more: that is no. What is still held is asked when it has said it.
+        """
         verdict = self.judge_of(decision.guest).judge(decision.request)
-        return evolve(verdict, action=ALLOW) if self.learns else verdict
+        if verdict.hold:
+            return decision.verdict.hold or self.learns
+        return verdict.action == ALLOW or self.learns
 
     def answers_dns(self, guest: Guest, protocol: str, destination: Address) -> bool:
         """Whether what a guest asks at port 53 of `destination` is answered by the gateway: where

@@ -21,7 +21,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
 from qemu_usernat.policy.first_flight import FirstFlightReader
-from qemu_usernat.policy.rules import ALLOW, DENY
+from qemu_usernat.policy.rules import DENY
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback
@@ -162,9 +162,7 @@ class Connections:
         """The policy has changed: flows that it does not allow any more are reset, both ways."""
         for flow in tuple(self.flows.values()):
             decision = flow.decision
-            if decision is None or decision.verdict.hold:
-                continue
-            if self.admission.judge_again(decision).action != ALLOW:
+            if decision is not None and not self.admission.still_allows(decision):
                 self.counters.count("policy.revoked")
                 flow.break_off()
                 self._forget(flow)

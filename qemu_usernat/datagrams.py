@@ -99,8 +99,9 @@ class Datagrams:
     def judge_again(self) -> None:
         """The policy has changed: what it does not allow any more is not carried any more."""
         for mapping in self.mappings.values():
+            mapping.filters_ports = self.admission.guards_names
             for peer, decision in mapping.admitted():
-                if self.admission.judge_again(decision).action != ALLOW:
+                if not self.admission.still_allows(decision):
                     self.counters.count("policy.revoked")
                     mapping.revoke(*peer)
 

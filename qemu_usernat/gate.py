@@ -22,11 +22,11 @@ from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.policy.first_flight import FirstFlight, FirstFlightReader
 from qemu_usernat.policy.http_head import Request
 from qemu_usernat.policy.http_requests import RequestStream
-from qemu_usernat.policy.judge import Flight, Speech
+from qemu_usernat.policy.judge import Flight, FlowRequest, Speech
 from qemu_usernat.policy.reading import FLIGHT_MAXIMUM
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
-from qemu_usernat.primitives.time import NEVER, SECOND
+from qemu_usernat.primitives.time import MINUTE, NEVER, SECOND
 from qemu_usernat.wire.packets import Buffer
 
 SPEECH_TIME = 10 * SECOND
@@ -34,6 +34,9 @@ SPEECH_TIME = 10 * SECOND
 
 NAMELESS = ("tls.no_name", "http.no_name")
 """What can be read, and names nobody."""
+
+SILENCE_TIME = 5 * MINUTE
+"""How long a guest is left waiting where what is denied is dropped."""
 
 FAREWELL_TIME = 5 * SECOND
 """How long a guest that was refused may take to end the connection itself."""
@@ -102,13 +105,21 @@ class Gate:
     def _judge(self, now: float) -> None:
         request = evolve(self.decision.request, flight=as_judged(self.reader.flight))
         if request.flight != self.decision.request.flight:
-            self.decision = self.admission.decide(self.decision.guest, request, now)
-            self.flow.decision = self.decision
+            self._decide(request, now)
+
+    def _decide(self, request: FlowRequest, now: float) -> None:
+        self.decision = self.admission.decide(self.decision.guest, request, now)
+        self.flow.decision = self.decision  # what a new policy is asked about
 
     def _refuse(self, now: float) -> None:
         """The guest is told, and the server hears of nothing but a reset."""
         self._refused = True
         self.stream.reset()
+        if self.admission.drops:
+            self.flow.counters.count("policy.dropped")
+            self._deadline = now + SILENCE_TIME
+            self.alarms.arm(self)
+            return
         self._answer = _answer_to(self.decision)
         if self._answer:
             self._deadline = now + FAREWELL_TIME
@@ -185,7 +196,7 @@ class Gate:
         flight = Flight(Speech.HTTP, request.name)
         if flight != self.decision.request.flight:  # as that of the request before
             asked = evolve(self.decision.request, flight=flight)
-            self.decision = self.admission.decide(self.decision.guest, asked, now)
+            self._decide(asked, now)
         return self.decision.verdict.action == ALLOW
 
     def shutdown(self) -> None:

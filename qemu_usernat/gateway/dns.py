@@ -40,7 +40,7 @@ PENDING_MAXIMUM = 1024
 UDP_PAYLOAD_MAXIMUM = 65507
 """Bytes in one UDP datagram over IPv4, whatever size a guest says it takes."""
 
-_ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
+ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
 
 Upstream = tuple[Address, int]
 """Address and port of a resolver."""
@@ -167,7 +167,7 @@ class DnsForwarder:
             self.counters.count(malformed.reason)
             reply(dns_message.bare_error(message, dns_message.FORMERR))
             return
-        if query.record_type in _ZONE_TRANSFERS:
+        if query.record_type in ZONE_TRANSFERS:
             self.counters.count("dns.zone_transfer")
             reply(dns_message.reply(query, dns_message.REFUSED))
             return

@@ -23,7 +23,7 @@ from attrs import define
 
 from qemu_usernat.admission import Admission, Decision, Guest
 from qemu_usernat.gateway import dns_message
-from qemu_usernat.gateway.dns import DnsForwarder, ReplyCallback
+from qemu_usernat.gateway.dns import ZONE_TRANSFERS, DnsForwarder, ReplyCallback
 from qemu_usernat.gateway.dns_message import Query
 from qemu_usernat.policy.judge import FlowRequest, Verdict, Why
 from qemu_usernat.policy.rules import ALLOW, DENY
@@ -70,9 +70,14 @@ class DnsGate:
             query = dns_message.read_query(message)
         except Malformed:
             return forward(message, transport, reply, now)
-        if self.forwarder.zone.answer(query) is not None:
+        own = self.forwarder.zone.answer(query)
+        if own is not None:
+            self._pin_own(guest, query, own, now)
             return forward(message, transport, reply, now)
         name = _text(query.name)
+        if query.record_type in ZONE_TRANSFERS:
+            self._told(guest, name, Verdict(DENY, Why.QUESTION), now)
+            return forward(message, transport, reply, now)  # which refuses it
         verdict = self.admission.judge_of(guest).judge_name(name)
         if query.record_class != dns.rdataclass.IN:
             verdict = Verdict(DENY, Why.QUESTION)
@@ -93,6 +98,9 @@ class DnsGate:
 
     def _refuse(self, query: Query, verdict: Verdict, reply: ReplyCallback) -> None:
         """NXDOMAIN, and why."""
+        if self.admission.drops:
+            self.counters.count("policy.dropped")
+            return
         self.counters.count("dns.denied")
         rule = f" by rule {verdict.rule.name}" if verdict.rule and verdict.rule.name else ""
         text = f"denied by the network policy{rule}"
@@ -150,6 +158,14 @@ class DnsGate:
                 records.append(dns_message.record(rrset.rdtype, rrset.ttl, data, rrset.name))
         authority = [] if records else [_soa(query)]
         reply(dns_message.reply(query, rcode, records, authority))
+
+    def _pin_own(self, guest: Guest, query: Query, message: bytes, now: float) -> None:
+        """What the operator says of a name is believed, wherever it leads."""
+        for rrset in _chain(dns.message.from_wire(message), query):
+            if rrset.rdtype in _ADDRESSES:
+                for item in rrset:
+                    address = parse_address(item.address)
+                    self.admission.pins(guest).add(_text(query.name), address, rrset.ttl, now)
 
     def _pin(self, guest: Guest, name: str, text: str, ttl: int, now: float) -> bool:
         """Pin an address, if the guest may be told of it."""

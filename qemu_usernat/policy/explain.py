@@ -32,6 +32,8 @@ from qemu_usernat.policy.places import NamePlace
 from qemu_usernat.policy.rules import ALLOW, LOG, NetworkPolicy, Rule
 from qemu_usernat.policy.why import Why
 
+DNS_PORT = 53  # RFC 1035, 4.2
+
 SOMEONE_ELSE = "someone-else.example"
 
 WORDS = {
@@ -113,6 +115,9 @@ def _verdicts(judge: Judge, flow: WrittenFlow, request: FlowRequest) -> Iterator
         asked = judge.judge_name(flow.name)
         if asked.action != ALLOW:
             yield f"the name is not looked up: {_told(asked)}"
+    if flow.port == DNS_PORT and not judge.is_named(request):
+        yield "verdict: answered by the gateway; each name that is asked for is judged"
+        return
     verdict = judge.judge(request)
     if not verdict.hold:
         whole = judge_flow(judge, flow)

@@ -41,6 +41,9 @@ from qemu_usernat.primitives.addresses import Address
 HTTPS_PORT, HTTP_PORT = 443, 80
 QUIC_PORT = 443
 
+NAME_SERVICE_PORTS = frozenset({137, 853, 5353, 5355})
+"""NetBIOS, DNS over TLS (RFC 7858) and QUIC, mDNS, LLMNR: ways around the judgment of names."""
+
 
 class Speech(Enum):
     """What a guest speaks first on a connection."""
@@ -168,6 +171,8 @@ class Judge:
 
     policy: NetworkPolicy
     groups: Groups
+    guards_names: bool = True
+    """Whether names are looked up by us alone; not where nobody has given a policy."""
     _networks: PrefixTable[tuple[int, NetworkPlace | RangePlace]] = field(
         factory=PrefixTable, init=False
     )
@@ -206,6 +211,8 @@ class Judge:
 
     def judge(self, request: FlowRequest) -> Verdict:
         """The verdict, or that it is held until more of the first flight is read."""
+        if self.guards_names and request.port in NAME_SERVICE_PORTS and not self.is_named(request):
+            return Verdict(DENY, Why.NAME_SERVICE)
         hits = self._hits(request)
         verdicts = [self._decide(request, hits, case) for case in self._cases(request, hits)]
         if len({verdict.action for verdict in verdicts}) == 1:

@@ -41,14 +41,14 @@ class Why(Enum):
     """The address is of an allowed name, but the rule does not say this protocol."""
     INWARD = "inward"
     """The name is allowed, but the address is not public: no rule allows the address itself."""
+    NAME_SERVICE = "name_service"
+    """A way to look up names that is not the gateway's: ports 853, 5353, 5355 and 137."""
 
     # before the judge
     MARTIAN = "martian"
     """An address that no policy admits: of loopback or of no host, in any form."""
     SPOOFED = "spoofed"
     """A frame from an address that is not this link's."""
-    NAME_SERVICE = "name_service"
-    """A way to look up names that is not the gateway's: ports 853, 5353, 5355 and 137."""
     QUESTION = "question"
     """A question that no guest may ask: a zone transfer, an update, another class."""
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from qemu_usernat.config.network import Network
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.testing import FakeGuest, Internet, Outcome, VirtualNetwork, icmp
 from qemu_usernat.testing.fake_guest.guest import DnsError
@@ -49,6 +50,12 @@ async def page(guest: FakeGuest, where: str, request: bytes = HELLO) -> bytes:
     async with await guest.connect_tcp(where, 80) as stream:
         await stream.send_all(request)
         return b"".join([octets async for octets in stream])
+
+
+async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+    """Say everything again."""
+    async for octets in stream:
+        await stream.send_all(octets)
 
 
 async def echoed(guest: FakeGuest, address: str, port: int = 7) -> bytes:
@@ -206,15 +213,32 @@ async def test_the_floor_is_below_every_policy(
             assert not network.flows
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_the_host_by_its_own_name(allowed: bool, autojump_clock: MockClock) -> None:
+    """A rule that names it names the host: what the gateway says of its own names is believed."""
+    internet = Internet()
+    internet.host(None, "127.0.0.1").tcp(7, echo)
+    policy = NetworkPolicy.deny_all().allow_domain("host.internal" if allowed else "good.example")
+    settings = Network(host_loopback=True)
+    async with (
+        VirtualNetwork(internet, settings, policy=policy) as network,
+        network.fake_guest() as guest,
+    ):
+        await guest.dhcp()
+        await guest.resolve("host.internal")
+        if allowed:
+            stream = await guest.connect_tcp("host.internal", 7)
+            await stream.send_all(b"you, there?\n")
+            assert await stream.receive_some() == b"you, there?\n"
+        else:
+            with pytest.raises(ConnectionRefusedError):
+                await guest.connect_tcp("host.internal", 7)
+
+
 async def test_a_new_policy_ends_what_it_denies_and_nothing_else(
     internet: Internet, autojump_clock: MockClock
 ) -> None:
     """Two connections and a conversation of datagrams; the one that may stay notices nothing."""
-
-    async def echo(stream: trio.abc.HalfCloseableStream) -> None:
-        async for octets in stream:
-            await stream.send_all(octets)
-
     for name in ("good.example", "bad.example"):
         internet[name].tcp(7, echo)
     async with guest_under(NetworkPolicy.allow_all(), internet) as (guest, network):

@@ -114,6 +114,18 @@ def test_a_question_is_explained_by_the_rules_that_it_meets() -> None:
     ]
 
 
+def test_what_the_gateway_answers_itself_is_told() -> None:
+    """Another resolver is never reached, but by a rule for its address."""
+    policy = deny_all.allow_dns()
+    assert explained(policy, "udp 8.8.8.8:53")[-1] == (
+        "verdict: answered by the gateway; each name that is asked for is judged"
+    )
+    assert explained(policy.allow_ip("8.8.8.8"), "udp 8.8.8.8:53")[-1].startswith("verdict: allow")
+    assert explained(policy.rule("allow any"), "tcp 8.8.8.8:853")[-1] == (
+        "verdict: deny (name_service)"
+    )
+
+
 @given(
     policies(),
     st.sampled_from(("tcp", "udp", "icmp")),
@@ -138,7 +150,9 @@ def test_explain_says_what_is_enforced(
     request = FlowRequest(protocol, destination, flow.port, frozenset(names))
     verdict = judge.judge(request)
     final = next(line for line in lines if line.startswith("verdict: "))
-    if verdict.hold:
+    if flow.port == 53 and not judge.is_named(request):
+        assert final.startswith("verdict: answered by the gateway")
+    elif verdict.hold:
         unreadable = judge.judge(evolve(request, flight=Flight(Speech.UNREADABLE)))
         assert final.startswith("verdict: held")
         assert lines[-1].startswith(f"  what cannot be read: {unreadable.action} (")

@@ -62,6 +62,17 @@ async def https_page(
         return b"".join([octets async for octets in secure])
 
 
+async def page_of(stream: trio.abc.Stream, name: bytes, path: str = "/") -> bytes:
+    """What is answered to a request that names `name`; the connection may go on."""
+    await stream.send_all(f"GET {path} HTTP/1.1\r\n".encode() + b"Host: " + name + b"\r\n\r\n")
+    heard = b""
+    while b"hello" not in heard and b"Reason" not in heard:
+        octets = await stream.receive_some()
+        assert octets, heard
+        heard += octets
+    return heard
+
+
 async def test_the_name_in_tls_has_to_be_the_allowed_one(
     internet: Internet, autojump_clock: MockClock
 ) -> None:
@@ -202,14 +213,46 @@ async def test_every_request_of_a_connection_is_judged(
     host = internet["good.example"]
     async with guest_under(ONLY_GOOD, internet) as (guest, network):
         async with await guest.connect_tcp(SHARED, 80) as stream:
-            for path in (b"/one", b"/two"):
-                await stream.send_all(b"GET " + path + b" HTTP/1.1\r\nHost: good.example\r\n\r\n")
-                assert b"hello" in await stream.receive_some()
+            for path in ("/one", "/two"):
+                assert b"hello" in await page_of(stream, b"good.example", path)
             await stream.send_all(b"GET /three HTTP/1.1\r\nHost: bad.example\r\n\r\n")
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
         assert [request.path for request in host.requests] == ["/one", "/two"]
         assert network.counters["policy.request_refused"] == 1
+
+
+async def test_a_new_policy_is_asked_about_the_last_request(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """A kept connection that speaks to one that is denied now ends, whoever it was opened for."""
+    both = NetworkPolicy.deny_all().allow_http("good.example", "bad.example")
+    async with guest_under(both, internet) as (guest, network):
+        await guest.resolve("bad.example")
+        async with await guest.connect_tcp(SHARED, 80) as stream:
+            for name in (b"good", b"bad"):
+                assert b"hello" in await page_of(stream, name + b".example")
+            network.set_policy(ONLY_GOOD)
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+
+
+async def test_a_held_connection_meets_the_new_policy(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """Denied whatever it will say: reset at once. Otherwise what it says then is judged by it."""
+    both = NetworkPolicy.deny_all().allow_http("good.example", "bad.example")
+    async with guest_under(both, internet) as (guest, network):
+        await guest.resolve("bad.example")
+        async with await guest.connect_tcp(SHARED, 80) as stream:
+            network.set_policy(ONLY_GOOD)
+            assert b"403" in await page_of(stream, b"bad.example")
+        async with await guest.connect_tcp(SHARED, 80) as stream:
+            assert b"hello" in await page_of(stream, b"good.example")
+        async with await guest.connect_tcp(SHARED, 80) as stream:
+            network.set_policy(NetworkPolicy.deny_all())
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
 
 
 async def test_two_requests_at_once(internet: Internet, autojump_clock: MockClock) -> None:

@@ -79,5 +79,24 @@ async def test_dropping_says_nothing(autojump_clock: MockClock) -> None:
             await port.send_to(b"x", SITE, 7)
             with pytest.raises(TimeoutError):
                 await port.receive_from(5)
+        with pytest.raises(TimeoutError):
+            await one.resolve("site.example", timeout=5)
         assert not network.flows
-        assert network.counters["policy.dropped"] > 3
+        assert network.counters["policy.dropped"] > 4
+
+
+async def test_dropping_what_was_said_to_another(autojump_clock: MockClock) -> None:
+    """A connection that was held is left waiting, too, and ends after some minutes."""
+    settings = PolicySettings(
+        policy=NetworkPolicy.deny_all().allow_domain("site.example"), on_deny=DROP
+    )
+    async with guests_under(settings) as (network, one, _):
+        await one.resolve("site.example")
+        async with await one.connect_tcp(SITE, 80) as stream:
+            await stream.send_all(HELLO.replace(b"site", b"other"))
+            with trio.move_on_after(200) as waiting:
+                await stream.receive_some()
+            assert waiting.cancelled_caught
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        assert network.flows[-1].sent == 0
