@@ -139,6 +139,13 @@ def test_there_is_no_block_that_nobody_runs() -> None:
         assert block.language or before.language == "sh"
 
 
+def test_what_is_to_be_installed_is_installed_here() -> None:
+    """No more than `scripts/setup` installs, so that the tutorial does not live on something else."""
+    (told,) = re.findall(r"apt-get install\s--no-install-recommends ([^`]+)`", PAGE)
+    (ours,) = re.findall(r'^packages="(.*)"', (ROOT / "scripts" / "setup").read_text(), re.M)
+    assert set(told.split()) <= set(ours.split())
+
+
 def test_what_the_marker_takes_is_told() -> None:
     """All options, each by its name."""
     (chapter,) = re.findall(r"^## The fixtures\n(.*?)^## ", PAGE, re.M | re.S)
