@@ -6,8 +6,9 @@ are, in the flow's receive buffer, so that what is judged is what is sent. A gue
 speak has ten seconds, and 64 KiB.
 
 Where the verdict is yes, the gate steps aside; over HTTP/1 it stays, and each request is judged
-before it passes. Where it is no, the server's side is reset, and the guest is told in the words of
-what it speaks: a TLS alert, an HTTP answer; or a reset.
+before it passes, and over TLS it stays for as long as another hello may come. Where it is no, the
+server's side is reset, and the guest is told in the words of what it speaks: a TLS alert, an HTTP
+answer; or a reset.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,15 +23,22 @@ from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.policy.first_flight import FirstFlight, FirstFlightReader
 from qemu_usernat.policy.http_head import Request
 from qemu_usernat.policy.http_requests import RequestStream
-from qemu_usernat.policy.judge import Flight, FlowRequest, Speech
+from qemu_usernat.policy.judge import Flight, FlowRequest, Speech, Verdict
 from qemu_usernat.policy.reading import FLIGHT_MAXIMUM
-from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.policy.rules import ALLOW, DENY
+from qemu_usernat.policy.tls_stream import HelloStream
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.time import MINUTE, NEVER, SECOND
 from qemu_usernat.wire.packets import Buffer
 
 SPEECH_TIME = 10 * SECOND
 """From the guest's first octet to a first flight that can be read."""
+
+_WHYS = {
+    "http.connect": Why.CONNECT,
+    "http.upgrade": Why.UPGRADE,
+    "tls.another_name": Why.OTHER_NAME,
+}
 
 NAMELESS = ("tls.no_name", "http.no_name")
 """What can be read, and names nobody."""
@@ -71,8 +79,8 @@ class Gate:
     """Octets that were read."""
     _sent: int = 0
     """Octets that have passed."""
-    _requests: RequestStream | None = None
-    """Of HTTP/1, once the first is admitted."""
+    _following: RequestStream | HelloStream | None = None
+    """What is read of the guest after it was let in."""
     _blocked: bool = True
     """Whether the guest's octets wait for a verdict, and not for the server."""
     _deadline: float = NEVER
@@ -155,42 +163,81 @@ class Gate:
             self._read(buffers, now)
         if self.decision.verdict.hold:
             return 0
-        if self._requests is not None:
-            return self._send_requests(self._requests, buffers, now)
-        if self.decision.verdict.action == ALLOW:
+        if self._refused:
+            return sum(map(len, buffers))
+        if self._following is None:
+            if self.decision.verdict.action != ALLOW:
+                self._refuse(now)
+                return sum(map(len, buffers))
             self.alarms.forget(self)
-            if self.decision.request.flight.speech is Speech.HTTP:
-                self._requests = RequestStream(self.decision.request.port)
-                self._seen = 0
-                return self._send_requests(self._requests, buffers, now)
-            self.flow.host = self.stream
-            return self.stream.send(buffers, now)
-        if not self._refused:
-            self._refuse(now)
-        return sum(map(len, buffers))
+            self._following = self._follow()
+            self._seen = 0
+        if isinstance(self._following, RequestStream):
+            return self._send_requests(self._following, buffers, now)
+        if isinstance(self._following, HelloStream):
+            return self._send_hellos(self._following, buffers, now)
+        return self._step_aside(buffers, now)
+
+    def _follow(self) -> RequestStream | HelloStream | None:
+        """What has to be read of what follows the first flight."""
+        if self.decision.request.flight.speech is Speech.HTTP:
+            return RequestStream(self.decision.request.port)
+        hello = self.reader.flight.hello
+        return HelloStream(hello) if hello is not None else None
+
+    def _step_aside(self, buffers: list[Buffer], now: float) -> int:
+        self.flow.host = self.stream
+        return self.stream.send(buffers, now)
 
     def _send_requests(self, requests: RequestStream, buffers: list[Buffer], now: float) -> int:
         """As far as requests were judged; one that may not pass ends the connection."""
-        if self._refused:
-            return sum(map(len, buffers))
         for octets in self._unseen(buffers):
             requests.feed(octets)
         while requests.pending is not None and self._admits(requests.pending, now):
             requests.admit()
-        room = requests.allowed - self._sent
-        self._blocked = room == 0
-        if room == 0 and (requests.why is not None or requests.pending is not None):
-            if requests.why is not None:
-                asked = evolve(self.decision.request, protocol="http")
-                self.admission.refuse(self.decision.guest, asked, _why(requests.why), now)
-            self.flow.counters.count("policy.request_refused")
-            self._refused = True
-            self.stream.reset()
-            self.flow.on_host_failed(None, now)
-            return sum(map(len, buffers))
-        taken = self.stream.send(_first(buffers, room), now) if room else 0
+        if requests.allowed > self._sent:
+            return self._send_first(requests.allowed - self._sent, buffers, now)
+        self._blocked = True
+        if requests.why is not None:
+            asked = evolve(self.decision.request, protocol="http")
+            return self._end_or_learn(asked, _why(requests.why), buffers, now)
+        if requests.pending is not None:
+            return self._end(buffers, now)
+        return 0
+
+    def _send_hellos(self, hellos: HelloStream, buffers: list[Buffer], now: float) -> int:
+        """As far as a server would find no other hello; one for another server ends it."""
+        for octets in self._unseen(buffers):
+            hellos.feed(octets)
+        if hellos.is_done:
+            return self._step_aside(buffers, now)
+        if hellos.allowed > self._sent:
+            return self._send_first(hellos.allowed - self._sent, buffers, now)
+        self._blocked = True
+        if hellos.why is not None:
+            return self._end_or_learn(self.decision.request, _why(hellos.why), buffers, now)
+        return 0
+
+    def _send_first(self, room: int, buffers: list[Buffer], now: float) -> int:
+        self._blocked = False
+        taken = self.stream.send(_first(buffers, room), now)
         self._sent += taken
         return taken
+
+    def _end_or_learn(self, asked: FlowRequest, why: Why, buffers: list[Buffer], now: float) -> int:
+        """What follows may not pass, unless a policy is only being learned."""
+        told = self.admission.told(Decision(self.decision.guest, asked, Verdict(DENY, why)), now)
+        if told.verdict.action == ALLOW:
+            return self._step_aside(buffers, now)
+        return self._end(buffers, now)
+
+    def _end(self, buffers: list[Buffer], now: float) -> int:
+        """Amid what was admitted there is nothing to say but a reset."""
+        self.flow.counters.count("policy.request_refused")
+        self._refused = True
+        self.stream.reset()
+        self.flow.on_host_failed(None, now)
+        return sum(map(len, buffers))
 
     def _admits(self, request: Request, now: float) -> bool:
         flight = Flight(Speech.HTTP, request.name)
@@ -253,8 +300,8 @@ def as_judged(first: FirstFlight) -> Flight:
 
 
 def _why(reason: str) -> Why:
-    """What is wrong with a request, as an audit tells it."""
-    return {"http.connect": Why.CONNECT, "http.upgrade": Why.UPGRADE}.get(reason, Why.FRAMING)
+    """What is wrong with what follows a first flight, as an audit tells it."""
+    return _WHYS.get(reason, Why.UNREADABLE if reason.startswith("tls.") else Why.FRAMING)
 
 
 def _first(buffers: list[Buffer], length: int) -> list[Buffer]:

@@ -140,7 +140,7 @@ def test_there_is_no_block_that_nobody_runs() -> None:
 
 
 def test_what_is_to_be_installed_is_installed_here() -> None:
-    """No more than `scripts/setup` installs, so that the tutorial does not live on something else."""
+    """No more than `scripts/setup` installs: the tutorial does not live on something else."""
     (told,) = re.findall(r"apt-get install\s--no-install-recommends ([^`]+)`", PAGE)
     (ours,) = re.findall(r'^packages="(.*)"', (ROOT / "scripts" / "setup").read_text(), re.M)
     assert set(told.split()) <= set(ours.split())

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork
+from tests.policy.flights import hello
 
 SHARED = "203.0.113.10"  # of several names
 ELSEWHERE = "203.0.113.66"
@@ -87,6 +88,36 @@ async def test_the_name_in_tls_has_to_be_the_allowed_one(
         assert network.verdicts[-1].why == "other_name"
     async with guest_under(None, internet) as (guest, _):
         assert (await https_page(guest, internet, "bad.example")).endswith(b"hello")
+
+
+@pytest.mark.parametrize(
+    ("second", "passes"), [(hello(b"good.example"), True), (hello(b"bad.example"), False)]
+)
+async def test_a_second_hello_is_for_the_same_name(
+    second: bytes, passes: bool, internet: Internet, autojump_clock: MockClock
+) -> None:
+    """Servers that ask for another hello believe that one; so it is read like the first."""
+    first, heard = hello(b"good.example"), bytearray()
+
+    async def listen(stream: trio.abc.HalfCloseableStream) -> None:
+        async for octets in stream:
+            heard.extend(octets)
+            await stream.send_all(b"again")
+
+    internet["good.example"].tcp(443, listen)
+    async with guest_under(ONLY_GOOD, internet) as (guest, network):
+        stream = await guest.connect_tcp(SHARED, 443)
+        await stream.send_all(first)
+        assert await stream.receive_some() == b"again"
+        await stream.send_all(second)
+        if passes:
+            assert await stream.receive_some() == b"again"
+            assert heard == first + second
+        else:
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+            assert heard == first
+            assert network.verdicts[-1].why == "other_name"
 
 
 async def test_the_allowed_name_at_another_address(
