@@ -144,7 +144,7 @@ MEANINGS = {
     "dns.without_records": "A question for SVCB, HTTPS or ANY where names are judged: no records.",
     "policy.denied": "A flow that the policy does not allow: its guest is told.",
     "policy.dropped": "A flow that the policy does not allow, and swallows.",
-    "policy.request_refused": "A later HTTP request, or a second TLS hello, that may not pass: its connection is reset.",
+    "policy.request_refused": "A later request or hello that may not pass: its flow is reset.",
     "policy.revoked": "A flow that a new policy does not allow any more: ended.",
 }
 """Name to what it means, in the order of a frame's way."""
