@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from attrs import define, evolve, field, frozen
 
-from qemu_usernat.policy.groups import Groups
-from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Verdict, Why
+from qemu_usernat.policy.groups import FLOOR, Groups
+from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Speech, Verdict, Why
 from qemu_usernat.policy.pins import Pins
 from qemu_usernat.policy.rules import ALLOW, DENY, NetworkPolicy
 from qemu_usernat.policy.settings import DROP, LEARN, PolicySettings
@@ -66,7 +66,8 @@ class Admission:
     on_decision: DecisionCallback = _told_nobody
     _judges: dict[str, Judge] = field(factory=dict)
     """By MAC address or link; "" for all others."""
-    _pins: dict[MacAddress, Pins] = field(factory=dict)
+    _pins: dict[tuple[str, MacAddress], Pins] = field(factory=dict)
+    """By link and MAC address."""
 
     def __attrs_post_init__(self) -> None:
         self.replace(self.settings)
@@ -93,7 +94,7 @@ class Admission:
         judges = self._judges
         if len(judges) == 1:
             return judges[""]
-        for key in (format_mac(guest.mac), guest.link):
+        for key in (guest.link, format_mac(guest.mac)):  # a guest chooses its MAC address itself
             if key in judges:
                 return judges[key]
         return judges[""]
@@ -107,11 +108,12 @@ class Admission:
 
     def pins(self, guest: Guest) -> Pins:
         """Of this guest."""
-        pins = self._pins.get(guest.mac)
+        key = guest.link, guest.mac
+        pins = self._pins.get(key)
         if pins is None:
             if len(self._pins) >= GUESTS_MAXIMUM:
                 del self._pins[next(iter(self._pins))]
-            pins = self._pins[guest.mac] = Pins()
+            pins = self._pins[key] = Pins()
         return pins
 
     # -- flows
@@ -136,11 +138,12 @@ class Admission:
         return self.told(Decision(guest, request, verdict, name), now)
 
     def told(self, decision: Decision, now: float) -> Decision:
-        """The same, after it was told of; in learning what was denied is allowed then."""
+        """The same, after it was told of; in learning what was denied is allowed then, but for
+        the floor: nobody learns by letting a guest reach the host."""
         verdict = decision.verdict
         if verdict.hold:
             return decision
-        if not self.learns or verdict.action == ALLOW:
+        if verdict.action == ALLOW or not self._only_learns(decision.request):
             self.on_decision(decision, now)
             return decision
         self.on_decision(evolve(decision, enforced=False), now)
@@ -153,13 +156,20 @@ class Admission:
     def still_allows(self, decision: Decision) -> bool:
         """Whether the policy of this moment lets go on what an earlier one let begin.
 
-        What was admitted before it had said whom it speaks to, and now would have to say it, can
-        not do so any more: that is no. What is still held is asked when it has said it.
+        What was admitted before it had said whom it speaks to goes on if it may go on having said
+        nobody. What is still held is asked when it has said it.
         """
-        verdict = self.judge_of(decision.guest).judge(decision.request)
-        if verdict.hold:
-            return decision.verdict.hold or self.learns
-        return verdict.action == ALLOW or self.learns
+        request, judge = decision.request, self.judge_of(decision.guest)
+        if request.port == DNS_PORT and self.guards_names and not judge.is_named(request):
+            return False  # the gateway answers there
+        verdict = judge.judge(request)
+        if verdict.hold and not decision.verdict.hold:
+            verdict = judge.judge(evolve(request, flight=Flight(Speech.OTHER)))
+        return verdict.action != DENY or self._only_learns(request)
+
+    def _only_learns(self, request: FlowRequest) -> bool:
+        is_floor = request.destination and self.groups.of(request.destination) in FLOOR
+        return self.learns and not is_floor
 
     def answers_dns(self, guest: Guest, protocol: str, destination: Address) -> bool:
         """Whether what a guest asks at port 53 of `destination` is answered by the gateway: where

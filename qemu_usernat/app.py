@@ -132,7 +132,7 @@ class Server:
             self.counters,
             self.on_bug,
         )
-        self.router.switch.guard.on = self.config.policy is not None
+        self.router.switch.guard_sources(self.config.policy is not None)
 
     def touch(self, flow: TcpFlow) -> None:
         """Something happened to `flow`: flush it at the end of the turn."""
@@ -142,14 +142,15 @@ class Server:
         """Another policy from this moment on, or none; flows that it does not allow any more are
         reset, the others notice nothing."""
         self.admission.replace(settings)
-        self.router.switch.guard.on = settings is not None
-        self.router.judge_again()
+        self.router.on_policy(settings is not None, trio.current_time())
         self.end_turn()
 
     def reload(self, read: Callable[[], Config]) -> None:
         """The policy as it is written now, whole or not at all."""
         try:
             config = read()
+            if config.policy is None and self.admission.settings is not None:
+                raise UserError("there is no [policy] any more; to serve without one, start anew")
             self.audit.open()
         except UserError as error:
             _log.error("nothing was reloaded", reason=str(error))

@@ -168,7 +168,9 @@ def serve(file: Path | None, policy_file: Path | None, rules: list[str], **optio
     """
 
     def read() -> Config:
-        return read_config(file, _given(options), policy_file=policy_file, rules=rules)
+        config = read_config(file, _given(options), policy_file=policy_file, rules=rules)
+        config.check_links()
+        return config
 
     with signals.waiting():
         import trio

@@ -158,14 +158,29 @@ class Connections:
         elif not segment.flags & RST:
             self._refuse(key, segment, mac)
 
-    def judge_again(self) -> None:
+    def _alive(self) -> set[TcpFlow]:
+        """All flows, with those whose place in the table another one has taken."""
+        waiting = (sleeper for sleeper in self.alarms if isinstance(sleeper, TcpFlow))
+        return {*self.flows.values(), *self.touched, *waiting}
+
+    def end_others(self, address: Address, mac: MacAddress) -> None:
+        """Flows from `address` that another machine than `mac` has opened."""
+        for flow in self._alive():
+            if flow.key[0] == address and flow.decision and flow.decision.guest.mac != mac:
+                flow.break_off()
+                self._forget(flow)
+
+    def judge_again(self, now: float) -> None:
         """The policy has changed: flows that it does not allow any more are reset, both ways."""
-        for flow in tuple(self.flows.values()):
+        for flow in self._alive():
             decision = flow.decision
             if decision is not None and not self.admission.still_allows(decision):
                 self.counters.count("policy.revoked")
                 flow.break_off()
                 self._forget(flow)
+            elif isinstance(flow.host, Gate):
+                flow.host.on_policy(now)
+                self.touch(flow)
 
     def _open(
         self,

@@ -96,6 +96,14 @@ class Datagrams:
             self.counters.count("policy.denied")
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
 
+    def end_others(self, address: Address, mac: MacAddress) -> None:
+        """Mappings of `address` that another machine than `mac` has opened."""
+        for mapping in tuple(self.mappings.values()):
+            if mapping.key[0] == address and any(
+                decision.guest.mac != mac for _, decision in mapping.admitted()
+            ):
+                self.close(mapping)
+
     def judge_again(self) -> None:
         """The policy has changed: what it does not allow any more is not carried any more."""
         for mapping in self.mappings.values():

@@ -94,12 +94,16 @@ class Gate:
         """Judge what is there, as soon as that can be done."""
         for octets in self._unseen(buffers):
             self.reader.feed(octets)
-        if self._seen and self._deadline == NEVER:
-            self._deadline = now + SPEECH_TIME
-            self.alarms.arm(self)
+        if self._seen:
+            self._begin_to_wait(now)
         if self._seen >= FLIGHT_MAXIMUM or self.flow.guest_state not in _GUEST_SPEAKS:
             self.reader.end()
         self._judge(now)
+
+    def _begin_to_wait(self, now: float) -> None:
+        if self._deadline == NEVER:
+            self._deadline = now + SPEECH_TIME
+            self.alarms.arm(self)
 
     def _unseen(self, buffers: list[Buffer]) -> Iterator[Buffer]:
         """Of what is queued, that which was not read before."""
@@ -135,6 +139,11 @@ class Gate:
         else:
             self.flow.on_host_failed(None, now)
 
+    def on_policy(self, now: float) -> None:
+        """Another policy holds: what is still held may be let through at once."""
+        if self.decision.verdict.hold:
+            self._decide(self.decision.request, now)
+
     # -- Sleeper
 
     def deadline(self) -> float:
@@ -153,7 +162,9 @@ class Gate:
         elif self.decision.verdict.hold:
             self.reader.end()
             self._judge(now)
-            # The octets are still the flow's: its flush offers them again, and finds the verdict.
+            if self.decision.verdict.action != ALLOW:
+                self._refuse(now)
+            # Otherwise the octets are still the flow's: its flush offers them again.
 
     # -- HostStream
 
@@ -274,7 +285,10 @@ class Gate:
         self.stream.close()
 
     def watch(self, read: bool, write: bool, now: float) -> None:
-        """While octets are held, nobody waits for room for them."""
+        """While octets are held, nobody waits for room for them; a guest that has sent all but the
+        first has begun to speak, too."""
+        if self.decision.verdict.hold and self.flow.receiver.out_of_order:
+            self._begin_to_wait(now)
         if not self._refused:
             self.stream.watch(read, write and not self._blocked, now)
             return

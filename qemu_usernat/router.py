@@ -10,6 +10,7 @@ touched pays what it owes and every port sends.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from attrs import define, field, frozen
@@ -38,6 +39,7 @@ from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.groups import is_martian
 from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
@@ -46,9 +48,7 @@ from qemu_usernat.primitives.addresses import (
     LOOPBACK_IPV4,
     Address,
     MacAddress,
-    is_loopback,
     is_multicast_or_broadcast,
-    is_unspecified_network,
 )
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
@@ -152,6 +152,8 @@ class Router:
             int(network.subnet.broadcast_address),
         )
         self.switch = Switch(network.gateway_mac, self.on_frame, counters)
+        self.switch.guard.is_guest = self._is_guest
+        self.switch.guard.on_owner = self._on_owner
         limiter = ErrorLimiter(network.subnet.broadcast_address.packed)
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
@@ -236,9 +238,15 @@ class Router:
         for first, mac in self._reassembler.expire(now):
             self._delivery.error(mac, first, TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED, now)
 
-    def judge_again(self) -> None:
+    def _on_owner(self, address: Address, mac: MacAddress) -> None:
+        """What another machine has begun from the address of this one is not this one's."""
+        self.connections.end_others(address, mac)
+        self.datagrams.end_others(address, mac)
+
+    def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""
-        self.connections.judge_again()
+        self.switch.guard_sources(guarded)
+        self.connections.judge_again(now)
         self.datagrams.judge_again()
 
     def close(self) -> None:
@@ -357,8 +365,7 @@ class Router:
     def _may_leave(self, packet: IpPacket, mac: MacAddress, now: float) -> bool:
         """Whether a packet may go on to the host's world; says no to the guest where it may not."""
         destination = packet.destination
-        if is_loopback(destination) or is_unspecified_network(destination) or destination[0] >= 240:
-            # 0.0.0.0 would dial the host's loopback; none of these is ever on a wire.
+        if is_martian(destination):  # 0.0.0.0 would dial the host's loopback
             self.counters.count("ipv4.martian_destination")
             self._tell_refusal(packet, mac, Why.MARTIAN, now)
             self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
@@ -384,6 +391,7 @@ class Router:
     def _on_whole_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.protocol not in (ICMP, TCP, UDP):
             self.counters.count("ipv4.unknown_protocol")
+            self._tell_refusal(packet, mac, Why.UNCARRIED, now)
             self._delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
             return
         content = decode_transport(packet)
@@ -426,7 +434,8 @@ class Router:
         if guard.on and message.client_mac != mac:
             self.counters.count("dhcp.spoofed_client")
             return
-        reply = self._dhcp.answer(message, now)
+        is_taken = partial(guard.is_of_another, mac) if guard.on else None
+        reply = self._dhcp.answer(message, now, is_taken)
         if reply is None:
             return
         if guard.on and is_lease(reply.message):

@@ -157,3 +157,42 @@ async def test_sighup_replaces_the_policy(tmp_path: Path) -> None:
                     await guest.connect_tcp("10.0.2.2", port)
     verdicts = [(line["port"], line["verdict"], line["rule"]) for line in lines(audit)]
     assert verdicts == [(port, "allow", "web"), (1, "deny", None), (port, "deny", None)]
+
+
+async def test_sighup_takes_no_policy_away(tmp_path: Path) -> None:
+    """A file that has become empty, as while an editor writes it, is a mistake."""
+    file = tmp_path / "net.toml"
+    file.write_text("[policy]\ndefault = 'deny'\n")
+    with serving(tmp_path, f"--config={file}") as process:
+        async with guest_of(tmp_path) as guest:
+            file.write_text("")
+            process.send_signal(signal.SIGHUP)
+            await until_logged(tmp_path, "there is no [policy] any more")
+            with pytest.raises(ConnectionRefusedError):
+                await guest.connect_tcp("203.0.113.10", 80)
+
+
+OF_A_GUEST = "[policy]\ndefault = 'deny'\n[policy.guest.'{}']\ndefault = 'deny'\n"
+
+
+async def test_a_guest_is_known_by_where_it_connects(tmp_path: Path) -> None:
+    """Its policy is its link's, each time that it comes."""
+    file, listens = tmp_path / "policy.toml", f"unix:{tmp_path}/net.sock"
+    file.write_text(OF_A_GUEST.format(listens) + "rule = [{allow = 'host'}]\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with serving(tmp_path, f"--policy={file}", "--host-loopback"):
+            for _ in range(2):
+                async with guest_of(tmp_path) as guest:
+                    await guest.connect_tcp("10.0.2.2", port)
+
+
+def test_a_guest_on_a_link_that_will_never_be_is_a_mistake(tmp_path: Path) -> None:
+    """Else its policy would hold for nobody, in silence."""
+    file, listens = tmp_path / "policy.toml", f"unix:{tmp_path}/net.sock"
+    file.write_text(OF_A_GUEST.format("the bad one"))
+    command = [sys.executable, "-m", "qemu_usernat", "serve", f"--policy={file}"]
+    done = subprocess.run([*command, f"--listen={listens}"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the bad one" in done.stderr
+    assert f"a MAC address, or one of {listens}" in done.stderr

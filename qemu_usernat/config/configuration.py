@@ -19,6 +19,7 @@ import attrs
 
 from qemu_usernat.config.endpoints import (
     Endpoint,
+    FdEndpoint,
     UnixEndpoint,
     default_endpoint,
     is_decimal,
@@ -49,6 +50,13 @@ class Config:
     """None: no policy was asked for."""
     audit: Path | None = None
     """Where each verdict becomes a line."""
+
+    def check_links(self) -> None:
+        """UserError for a policy of a guest on a link that there will never be."""
+        endpoints = (*self.listen, *self.connect)
+        if self.policy is None or any(isinstance(where, FdEndpoint) for where in endpoints):
+            return  # where an inherited socket is, it says itself
+        self.policy.check_guests([str(where) for where in endpoints])
 
 
 def read_config(

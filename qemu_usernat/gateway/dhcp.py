@@ -20,7 +20,7 @@ from collections.abc import Callable, Container
 import dns.name
 from attrs import define, evolve, field, frozen
 
-from qemu_usernat.gateway.leases import LeasePool
+from qemu_usernat.gateway.leases import LeasePool, by_nobody
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     BROADCAST_IPV4,
@@ -144,6 +144,7 @@ class DhcpServer:
     settings: DhcpSettings
     counters: Counters
     _leases: LeasePool = field(init=False)
+    _believes_client: bool = field(default=True, init=False)
     _parameters: dict[int, bytes] = field(init=False)
     _conversations: dict[bytes, Callable[[DhcpMessage, float], DhcpReply | None]] = field(
         init=False
@@ -168,8 +169,19 @@ class DhcpServer:
             bytes([INFORM]): self._on_inform,
         }
 
-    def answer(self, message: DhcpMessage, now: float) -> DhcpReply | None:
-        """What the client is told, or None: silence, counted where it is not by the protocol."""
+    def answer(
+        self,
+        message: DhcpMessage,
+        now: float,
+        is_taken: Callable[[Address], bool] | None = None,
+    ) -> DhcpReply | None:
+        """What the client is told, or None: silence, counted where it is not by the protocol.
+
+        Where it is known which addresses others have taken, nobody is believed to be another than
+        its MAC address says.
+        """
+        self._believes_client = is_taken is None
+        self._leases.is_taken = is_taken or by_nobody
         out_of_place = self._out_of_place(message)
         if out_of_place is not None:
             self.counters.count(out_of_place)
@@ -194,12 +206,18 @@ class DhcpServer:
         """The guests at `macs` have left the segment; others may have their addresses."""
         self._leases.on_gone(macs, now)
 
+    def _client_key(self, message: DhcpMessage) -> bytes:
+        """What the lease goes by: the client identifier (of 2 bytes or more) or its like."""
+        identifier = message.options.get(CLIENT_IDENTIFIER, b"")
+        is_identified = self._believes_client and len(identifier) >= 2
+        return identifier if is_identified else _ETHERNET + message.client_mac
+
     def _bind(self, client: bytes, mac: MacAddress, address: Address, now: float) -> bool:
         return self._leases.bind(client, mac, address, self.settings.lease_time, now)
 
     def _on_discover(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """DHCPDISCOVER (RFC 2131, 4.3.1), answered by an offer, or by the lease (RFC 4039)."""
-        client = _client_key(message)
+        client = self._client_key(message)
         address = self._leases.offer(
             client, message.client_mac, message.options.get(REQUESTED_ADDRESS), now
         )
@@ -217,7 +235,7 @@ class DhcpServer:
         SELECTING and INIT-REBOOT name the address in option 50, RENEWING and REBINDING in
         `ciaddr`; only SELECTING names a server.
         """
-        client = _client_key(message)
+        client = self._client_key(message)
         server = message.options.get(SERVER_IDENTIFIER)
         if server is not None and server != self.settings.server_address:
             self._leases.withdraw_offer(client, now)
@@ -235,14 +253,14 @@ class DhcpServer:
         """DHCPDECLINE (RFC 2131, 4.3.3): somebody else uses the address."""
         address = message.options.get(REQUESTED_ADDRESS, b"")
         declined = self._is_for_us(message) and self._leases.decline(
-            _client_key(message), address, now
+            self._client_key(message), address, now
         )
         self.counters.count("dhcp.declined" if declined else "dhcp.decline_of_unknown")
 
     def _on_release(self, message: DhcpMessage, now: float) -> None:
         """DHCPRELEASE (RFC 2131, 4.3.4): the address is free, its client remembered."""
         released = self._is_for_us(message) and self._leases.release(
-            _client_key(message), message.client_address, now
+            self._client_key(message), message.client_address, now
         )
         if not released:
             self.counters.count("dhcp.release_of_unknown")
@@ -360,12 +378,6 @@ def _blank_reply(message: DhcpMessage) -> DhcpMessage:
         client_mac=message.client_mac,
         options={},
     )
-
-
-def _client_key(message: DhcpMessage) -> bytes:
-    """What the lease goes by: the client identifier (of 2 bytes or more) or its like."""
-    identifier = message.options.get(CLIENT_IDENTIFIER, b"")
-    return identifier if len(identifier) >= 2 else _ETHERNET + message.client_mac
 
 
 def _host_name(message: DhcpMessage, address: Address) -> bytes:

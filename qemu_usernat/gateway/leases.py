@@ -6,7 +6,7 @@ it. There is at most one record an address and none is ever added beyond `RECORD
 flood of invented clients costs bounded memory.
 """
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from attrs import define, field
 
@@ -38,6 +38,11 @@ class Lease:
     expires: float
 
 
+def by_nobody(address: Address) -> bool:
+    """Nobody is known who has taken the address."""
+    return False
+
+
 @define
 class LeasePool:
     """Addresses from `first` to `last`, without those in `never`."""
@@ -45,6 +50,8 @@ class LeasePool:
     first: Address
     last: Address
     never: frozenset[Address]
+    is_taken: Callable[[Address], bool] = by_nobody
+    """Whether another machine uses the address without a lease."""
     _by_address: dict[Address, Lease] = field(factory=dict, init=False)
     _by_client: dict[bytes, Lease] = field(factory=dict, init=False)
     _fresh: int = field(init=False)
@@ -144,6 +151,8 @@ class LeasePool:
         return oldest.address if oldest is not None and oldest.expires <= now else None
 
     def _is_free(self, address: Address, now: float) -> bool:
+        if self.is_taken(address):
+            return False
         record = self._by_address.get(address)
         if record is not None:
             return record.expires <= now
@@ -161,7 +170,8 @@ class LeasePool:
         last = int.from_bytes(self.last, "big")
         while self._fresh <= last:
             address = self._fresh.to_bytes(len(self.first), "big")
-            if address not in self._by_address and address not in self.never:
+            is_known = address in self._by_address or address in self.never
+            if not is_known and not self.is_taken(address):
                 return address
             self._fresh += 1
         return None

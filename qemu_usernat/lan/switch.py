@@ -76,15 +76,32 @@ class Switch:
             port.familiar = addresses
             self.gateway(frame, now)
         elif destination[0] & 1:
-            if len(self.ports) > 1:
+            if len(self.ports) > 1 and self._may_reach_guests(frame):
                 self.broadcast(_framed(frame), except_port=port)
             self.gateway(frame, now)
         else:
             target = self._port_of.get(destination)
             if target is None:
                 self.counters.count("ethernet.unknown_destination")
-            elif target is not port:
+            elif target is not port and self._may_reach_guests(frame):
                 target.send(_framed(frame))
+
+    def _may_reach_guests(self, frame: memoryview) -> bool:
+        may = self.guard.may_reach_guests(frame)
+        if not may:
+            self.counters.count("ethernet.guarded")
+        return may
+
+    def guard_sources(self, on: bool) -> None:
+        """Begin to look at who speaks, or stop. Of the addresses that a link has shown by then,
+        the first is its own."""
+        if on and not self.guard.on:
+            for port in self.ports:
+                for mac in tuple(port.addresses)[1:]:
+                    del port.addresses[mac]
+                    del self._port_of[mac]
+                port.familiar = b""
+        self.guard.on = on
 
     def _learn(self, mac: MacAddress, port: Port) -> bool:
         """Remember where a guest is; False if it may not be there."""

@@ -70,6 +70,9 @@ def explain(policy: NetworkPolicy, groups: Groups, flow: WrittenFlow) -> Iterato
 
 
 def _explain_name(judge: Judge, flow: WrittenFlow) -> Iterator[str]:
+    if judge.groups.is_own_name(flow.name or ""):
+        yield "verdict: answered by the gateway itself"
+        return
     verdict = judge.judge_name(flow.name or "")
     for number, rule in enumerate(judge.policy.rules, 1):
         if rule == verdict.rule or rule in verdict.logged:

@@ -96,7 +96,16 @@ def _no_addresses(address: Address) -> bool:
 
 def is_internal(name: str) -> bool:
     """Whether the gateway answers for the name itself, and no other resolver is ever asked."""
-    return name.endswith(".internal")
+    return f".{name}".endswith((".internal", ".localhost"))
+
+
+def is_martian(address: Address) -> bool:
+    """Whether no packet to there is let through, whatever a policy says: this host, any host and
+    those of no use (RFC 1122, 3.2.1.3; RFC 4291, 2.5)."""
+    address = unwrapped(address)
+    if len(address) == 16:
+        return address[:15] == bytes(15) and address[15] <= 1
+    return address[0] in (0, 127) or address[0] >= 240
 
 
 @define

@@ -22,7 +22,7 @@ from enum import Enum
 
 from attrs import define, field, frozen
 
-from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, names_group, unwrapped
+from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, is_martian, names_group, unwrapped
 from qemu_usernat.policy.places import (
     AnyPlace,
     DnsPlace,
@@ -211,6 +211,8 @@ class Judge:
 
     def judge(self, request: FlowRequest) -> Verdict:
         """The verdict, or that it is held until more of the first flight is read."""
+        if is_martian(request.destination):
+            return Verdict(DENY, Why.MARTIAN)
         if self.guards_names and request.port in NAME_SERVICE_PORTS and not self.is_named(request):
             return Verdict(DENY, Why.NAME_SERVICE)
         hits = self._hits(request)
@@ -350,6 +352,8 @@ class Judge:
 
     def may_be_told(self, address: Address) -> bool:
         """Whether an answer may hold this address: it is public, or may be reached on its own."""
+        if is_martian(address):
+            return False
         hits = self._hits(FlowRequest("", address, 0))
         if hits.group == PUBLIC:
             return True

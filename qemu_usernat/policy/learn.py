@@ -35,6 +35,7 @@ _NEVER = frozenset(
         Why.SPOOFED,
         Why.NAME_SERVICE,
         Why.QUESTION,
+        Why.UNCARRIED,
         Why.CONNECT,
         Why.UPGRADE,
         Why.FRAMING,

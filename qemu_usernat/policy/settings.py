@@ -94,6 +94,15 @@ class PolicySettings:
             guests={key: longer(policy) for key, policy in self.guests.items()},
         )
 
+    def check_guests(self, links: Sequence[str]) -> None:
+        """UserError names a guest that is neither a MAC address nor one of these links."""
+        for key in self.guests:
+            if key not in links and not _is_mac(key):
+                raise UserError(
+                    f'key "{TABLE}.guest."{key}"": no link is called so; allowed: a MAC address, '
+                    f"or one of {', '.join(links)}"
+                )
+
     def check_expects(self, groups: Groups, origin: str = "") -> None:
         """UserError names every expectation that does not hold."""
         judge = judge_for(self.policy, groups)
@@ -149,6 +158,14 @@ def read_settings(table: Any, origin: str) -> PolicySettings:
         on_deny=reader.choice(items, "on_deny", (REFUSE, DROP)),
         expects=expects,
     )
+
+
+def _is_mac(key: str) -> bool:
+    try:
+        parse_mac(key)
+    except ValueError:
+        return False
+    return True
 
 
 def _guest_key(written: str) -> str:

@@ -41,14 +41,16 @@ class Why(Enum):
     """The address is of an allowed name, but the rule does not say this protocol."""
     INWARD = "inward"
     """The name is allowed, but the address is not public: no rule allows the address itself."""
+    MARTIAN = "martian"
+    """An address that no policy admits: of loopback or of no host, in any form."""
     NAME_SERVICE = "name_service"
     """A way to look up names that is not the gateway's: ports 853, 5353, 5355 and 137."""
 
     # before the judge
-    MARTIAN = "martian"
-    """An address that no policy admits: of loopback or of no host, in any form."""
     SPOOFED = "spoofed"
     """A frame from an address that is not this link's."""
+    UNCARRIED = "uncarried"
+    """A protocol that nothing carries: only TCP, UDP and ICMP are."""
     QUESTION = "question"
     """A question that no guest may ask: a zone transfer, an update, another class."""
 

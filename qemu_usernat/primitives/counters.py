@@ -25,6 +25,7 @@ MEANINGS = {
     "ethernet.ipv6_not_supported": "An IPv6 packet: there is no IPv6 yet.",
     "ethernet.unknown_type": "A frame of a type that is neither IPv4 nor ARP.",
     "ethernet.group_source": "A frame that claims to come from a group, which no station does.",
+    "ethernet.guarded": "A frame for guests that its sender may not send: dropped.",
     "ethernet.spoofed_source": "A frame from a MAC address that is not its link's: dropped.",
     "ethernet.gateway_source": "A frame that claims to come from the gateway's own MAC address.",
     "ethernet.unknown_destination": "A frame for a MAC address that nobody here has.",

@@ -91,14 +91,12 @@ class Listener:
             except OSError:
                 self._counters.count("listener.accept_failed")
             return
-        number = 0
         with contextlib.suppress(trio.ClosedResourceError):
             while self._socket is not None:
                 await trio.lowlevel.wait_readable(self._socket)
                 try:
                     sock, _ = self._socket.accept()
-                    number += 1
-                    _hand_over(sock, f"{self.endpoint} #{number}", on_connection)
+                    _hand_over(sock, str(self.endpoint), on_connection)
                 except BlockingIOError:
                     continue  # whoever else inherited this socket was quicker
                 except OSError:

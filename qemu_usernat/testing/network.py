@@ -102,7 +102,8 @@ class VirtualNetwork:
         }
         self._counters = Counters()
         self._bugs: list[Exception] = []
-        self._policy = _settings(policy)
+        self._guests = tuple(guests)
+        self._policy = self._settings(policy)
         self._server: Server | None = None
         self._serving: trio.CancelScope
         self._stopped: trio.Event
@@ -302,9 +303,16 @@ class VirtualNetwork:
 
     def set_policy(self, policy: NetworkPolicy | PolicySettings | None) -> None:
         """Another policy, at once; flows that it does not allow are reset."""
-        self._policy = _settings(policy)
+        self._policy = self._settings(policy)
         if self._server is not None:
             self._server.set_policy(self._policy)
+
+    def _settings(self, policy: NetworkPolicy | PolicySettings | None) -> PolicySettings | None:
+        if isinstance(policy, NetworkPolicy):
+            return PolicySettings(policy=policy)
+        if policy is not None:
+            policy.check_guests(self._guests)
+        return policy
 
     async def change_internet(self, internet: Internet) -> None:
         """Another world, and a new server: all connections to the old one are gone.
@@ -369,10 +377,6 @@ class _TestServer(Server):
     def on_bug(self, error: Exception) -> None:
         self.counters.count("server.bug")
         self.bugs.append(error)
-
-
-def _settings(policy: NetworkPolicy | PolicySettings | None) -> PolicySettings | None:
-    return PolicySettings(policy=policy) if isinstance(policy, NetworkPolicy) else policy
 
 
 def _is_name(guest: str) -> bool:

@@ -257,6 +257,34 @@ async def test_a_new_policy_ends_what_it_denies_and_nothing_else(
         assert network.counters["policy.revoked"] == 2
 
 
+async def test_another_resolver_s_connection_ends(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """It was opened before there was a policy, and would carry names past it."""
+    internet["good.example"].tcp(53, echo)
+    async with guest_under(None, internet) as (guest, network):
+        stream = await guest.connect_tcp(GOOD, 53)
+        network.set_policy(NetworkPolicy.allow_all())
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+
+
+async def test_a_name_denied_later_ends_only_what_may_have_said_it(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """A connection to an address that nobody has called so goes on, though nobody has read it."""
+    for name in ("good.example", "bad.example"):
+        internet[name].tcp(22, echo)
+    async with guest_under(NetworkPolicy.allow_all(), internet) as (guest, network):
+        good = await guest.connect_tcp(GOOD, 22)
+        bad = await guest.connect_tcp("bad.example", 22)
+        network.set_policy(NetworkPolicy.allow_all().deny_domain("bad.example"))
+        await good.send_all(b"still here")
+        assert await good.receive_some() == b"still here"
+        with pytest.raises(trio.BrokenResourceError):
+            await bad.receive_some()
+
+
 async def test_a_pin_is_one_guest_s(internet: Internet, autojump_clock: MockClock) -> None:
     """What one guest was told does not let another one through."""
     policy = NetworkPolicy.deny_all().allow_http("good.example")

@@ -165,5 +165,7 @@ def test_explain_says_what_is_enforced(
 
 def test_every_reason_that_a_rule_may_lack_has_words() -> None:
     """Nobody is left with a word of the code's."""
-    judges = {Why.RULE, Why.DEFAULT, Why.HELD, Why.MARTIAN, Why.SPOOFED, Why.NAME_SERVICE}
-    assert set(Why) - judges - {Why.QUESTION, Why.CONNECT, Why.UPGRADE, Why.FRAMING} == set(WORDS)
+    judges = {Why.RULE, Why.DEFAULT, Why.HELD, Why.MARTIAN, Why.NAME_SERVICE}
+    before = {Why.SPOOFED, Why.UNCARRIED, Why.QUESTION}
+    after = {Why.CONNECT, Why.UPGRADE, Why.FRAMING}
+    assert set(Why) - judges - before - after == set(WORDS)

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from qemu_usernat.policy.rules import NetworkPolicy
-from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork
+from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork, from_guest, tcp
 from tests.policy.flights import hello
 
 SHARED = "203.0.113.10"  # of several names
@@ -206,6 +206,20 @@ async def test_half_a_hello_is_waited_for_and_then_refused(
         assert network.verdicts[-1].why == "unreadable"
 
 
+async def test_a_hello_without_its_beginning(internet: Internet, autojump_clock: MockClock) -> None:
+    """What waits for an octet that never comes is bounded in time, like half a hello."""
+    async with guest_under(ONLY_GOOD, internet) as (guest, network):
+        stream = await guest.connect_tcp(SHARED, 443)
+        first = from_guest & tcp.payload.contains(b"\x16\x03\x01")
+        with network.faults.drop(first):
+            await stream.send_all((await hello_of(internet, "good.example")) + bytes(100_000))
+            began = trio.current_time()
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+            assert trio.current_time() - began < 15
+        assert network.flows[-1].sent == 0
+
+
 async def test_half_a_hello_and_a_fin(internet: Internet, autojump_clock: MockClock) -> None:
     """Nothing more will come: refused at once."""
     async with guest_under(ONLY_GOOD, internet) as (guest, network):
@@ -284,6 +298,21 @@ async def test_a_held_connection_meets_the_new_policy(
             network.set_policy(NetworkPolicy.deny_all())
             with pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()
+
+
+async def test_what_is_held_goes_as_soon_as_it_may(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """Half a request, under a policy that does not ask any more for whom it is."""
+    async with (
+        guest_under(ONLY_GOOD, internet) as (guest, network),
+        await guest.connect_tcp(SHARED, 80) as stream,
+    ):
+        await stream.send_all(b"GET / HT")
+        await trio.sleep(1)
+        network.set_policy(NetworkPolicy.allow_all())
+        await trio.sleep(1)
+        assert network.flows[-1].sent == 8
 
 
 async def test_two_requests_at_once(internet: Internet, autojump_clock: MockClock) -> None:

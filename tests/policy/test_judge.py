@@ -10,7 +10,7 @@ from attrs import evolve
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, names_group, unwrapped
+from qemu_usernat.policy.groups import FLOOR, PUBLIC, Groups, is_martian, names_group, unwrapped
 from qemu_usernat.policy.judge import (
     UNREAD,
     Finding,
@@ -146,8 +146,12 @@ def test_nothing_broad_reaches_the_floor(policy: NetworkPolicy, address: str) ->
     [(group, each) for group, some in FLOOR_ADDRESSES.items() for each in some],
 )
 def test_a_rule_that_names_it_reaches_it(group: str, address: str) -> None:
-    """By the group, or by the very address, and neither by another group."""
+    """By the group, or by the very address, and neither by another group; but nothing is sent to
+    this host or to no host, whatever a rule says."""
     request = flow(f"tcp {address}:80")
+    if is_martian(request.destination):
+        assert judged(deny_all.allow_group(group).allow_ip(address), request).why is Why.MARTIAN
+        return
     assert judged(deny_all.allow_group(group), request).action == ALLOW
     assert judged(deny_all.allow_ip(address), request).action == ALLOW
     others = deny_all.allow_group(*(FLOOR - {group}))
@@ -488,6 +492,8 @@ def matches(rule: Rule, request: FlowRequest) -> bool:
 
 def plainly(policy: NetworkPolicy, request: FlowRequest) -> str:
     """What is done with a flow whose first flight has been read."""
+    if is_martian(request.destination):
+        return DENY
     for rule in policy.rules:
         if rule.action != LOG and matches(rule, request):
             return rule.action
@@ -611,7 +617,9 @@ def test_findings_explain_the_verdict(case: Case, read: bool) -> None:
     first = next(((r, f) for r, f in found if f.match is not Match.NO), None)
     verdict = judge.judge(request)
     assert [rule for rule, _ in judge.findings(request)] == list(policy.rules)
-    if first is None:
+    if is_martian(request.destination):
+        assert verdict.why is Why.MARTIAN
+    elif first is None:
         assert verdict.action in (policy.default, DENY)
         assert verdict.why not in (Why.RULE, Why.HELD)
     elif first[1].match is Match.YES:
@@ -645,7 +653,9 @@ def test_a_wrapped_address_gets_the_verdict_of_the_plain_one(
             Why.PIN,
         ),
         (ONE, flow(TO), Why.DEFAULT),
-        (allow_all, flow("tcp 127.0.0.1:22"), Why.FLOOR),
+        (allow_all, flow("tcp 169.254.169.254:22"), Why.FLOOR),
+        (allow_all, flow("tcp 127.0.0.1:22"), Why.MARTIAN),
+        (allow_all, flow("udp 8.8.8.8:5353"), Why.NAME_SERVICE),
         (ONE, flow(TO, "a.example"), Why.HELD),
         (ONE, flow(TO, speech=TLS, says="a.example"), Why.NOT_PINNED),
         (ONE, flow(TO, "a.example", speech=TLS, says="b.example"), Why.OTHER_NAME),

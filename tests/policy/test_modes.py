@@ -67,6 +67,16 @@ async def test_learning_tells_and_lets_through(autojump_clock: MockClock) -> Non
         assert verdicts == [("dns", False), ("tcp", False), ("icmp", False)]
 
 
+async def test_learning_keeps_the_floor(autojump_clock: MockClock) -> None:
+    """Nobody learns what a guest wants by letting it reach the host, or the cloud's secrets."""
+    settings = PolicySettings(policy=NetworkPolicy.allow_all(), mode=LEARN)
+    async with guests_under(settings) as (network, one, _):
+        for address in ("10.0.2.2", "169.254.169.254"):
+            with pytest.raises(ConnectionRefusedError):
+                await one.connect_tcp(address, 80)
+        assert not network.flows
+
+
 async def test_dropping_says_nothing(autojump_clock: MockClock) -> None:
     """For those who test what their programs do when nobody answers."""
     settings = PolicySettings(policy=NetworkPolicy.deny_all(), on_deny=DROP)

@@ -113,6 +113,22 @@ async def forges(guest: FakeGuest, network: VirtualNetwork) -> None:
         await trio.sleep(1)
 
 
+async def tunnels(guest: FakeGuest, network: VirtualNetwork) -> None:
+    """A packet of GRE."""
+    (frame,) = ipv4_frames(
+        parse_mac(guest.mac),
+        network.settings.gateway_mac,
+        parse_address(guest.address or ""),
+        parse_address(SITE),
+        47,
+        b"out?",
+        1500,
+        1,
+    )
+    await guest.send_frame(frame[4:])
+    await trio.sleep(1)
+
+
 GET = "GET / HTTP/1.1\nHost: site.example\n"
 THEN = GET + "\n" + GET
 OTHER_TOO = NetworkPolicy.deny_all().allow_domain("other.example").rule("allow site.example")
@@ -135,6 +151,7 @@ CONVERSATIONS: dict[Why, tuple[NetworkPolicy, Act]] = {
     Why.NAME_SERVICE: (NetworkPolicy.allow_all(), speaks(853, b"")),
     Why.MARTIAN: (NetworkPolicy.allow_all(), speaks(80, b"", "127.0.0.1")),
     Why.SPOOFED: (NetworkPolicy.allow_all(), forges),
+    Why.UNCARRIED: (NetworkPolicy.allow_all(), tunnels),
     Why.QUESTION: (SITE_ONLY, asks_another_class),
     Why.CONNECT: (SITE_ONLY, requests(GET + "\nCONNECT x:443 HTTP/1.1\nHost: site.example\n\n")),
     Why.UPGRADE: (SITE_ONLY, requests(THEN + "Connection: upgrade\nUpgrade: websocket\n\n")),

@@ -8,25 +8,34 @@ import trio
 from trio.testing import MockClock
 
 from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import parse_address, parse_mac
 from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork
+from qemu_usernat.wire.arp import arp_frame
+from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp
 from qemu_usernat.wire.ipv4 import ipv4_frames
-from qemu_usernat.wire.packets import UDP
+from qemu_usernat.wire.packets import UDP, Arp
 from qemu_usernat.wire.udp import udp_datagram
 
 SITE = "203.0.113.10"
 
 
+def one_may() -> PolicySettings:
+    """The first guest may reach the site, its neighbour nothing."""
+    deny_all = NetworkPolicy.deny_all()
+    return PolicySettings(policy=deny_all, guests={"one": deny_all.allow_ip(SITE)})
+
+
 @asynccontextmanager
 async def two_guests(
-    policy: NetworkPolicy | None,
+    policy: NetworkPolicy | PolicySettings | None,
 ) -> AsyncIterator[tuple[VirtualNetwork, FakeGuest, FakeGuest]]:
     """One with its lease, and a neighbour with its own."""
     internet = Internet()
     internet.host("site.example", SITE).udp(7, lambda payload, source: payload)
     with trio.fail_after(60):
         async with (
-            VirtualNetwork(internet, policy=policy, guests=("one", "two")) as network,
+            VirtualNetwork(internet, policy=policy, guests=("one", "two", "three")) as network,
             network.fake_guest("one") as one,
             network.fake_guest("two", strict=False) as two,
         ):
@@ -35,14 +44,52 @@ async def two_guests(
             yield network, one, two
 
 
-def datagram(network: VirtualNetwork, mac: str, address: str) -> bytes:
-    """A frame with a datagram for the site, from whomever."""
-    source, site = parse_address(address), parse_address(SITE)
-    payload = udp_datagram(source, 4000, site, 7, b"whoever")
+def datagram(
+    network: VirtualNetwork,
+    mac: str,
+    address: str,
+    port: int = 4000,
+    to: tuple[str, int] = (SITE, 7),
+    payload: bytes = b"whoever",
+    to_mac: str | None = None,
+) -> bytes:
+    """A frame with a datagram for the site, or for somebody else, from whomever."""
+    source, destination = parse_address(address), parse_address(to[0])
     (frame,) = ipv4_frames(
-        parse_mac(mac), network.settings.gateway_mac, source, site, UDP, payload, 1500, 1
+        parse_mac(mac),
+        parse_mac(to_mac) if to_mac else network.settings.gateway_mac,
+        source,
+        destination,
+        UDP,
+        udp_datagram(source, port, destination, to[1], payload),
+        1500,
+        1,
     )
     return frame[4:]
+
+
+def asks_for(
+    network: VirtualNetwork, mac: str, kind: int, address: str, client: bytes, held: str = "0.0.0.0"
+) -> bytes:
+    """A DHCP message of a client that calls itself `client`."""
+    message = DhcpMessage(
+        operation=1,
+        transaction_id=7,
+        seconds=0,
+        broadcast=False,
+        client_address=parse_address(held),
+        your_address=bytes(4),
+        server_address=bytes(4),
+        relay_address=bytes(4),
+        client_mac=parse_mac(mac),
+        options={
+            53: bytes([kind]),
+            61: client,
+            **({50: parse_address(address)} if kind == 3 else {54: parse_address("10.0.2.2")}),
+        },
+    )
+    everybody, mac_of_all = ("255.255.255.255", 67), "ff:ff:ff:ff:ff:ff"
+    return datagram(network, mac, "0.0.0.0", 68, everybody, build_dhcp(message), mac_of_all)
 
 
 @pytest.mark.parametrize("policy", [NetworkPolicy.allow_all(), None], ids=["guarded", "twin"])
@@ -79,6 +126,120 @@ async def test_a_second_mac_address(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         assert not network.flows
         assert network.counters["ethernet.spoofed_source"] == 1
+
+
+async def echoed(guest: FakeGuest) -> bytes:
+    """What the site answers, to a datagram of this guest's."""
+    with guest.open_udp(4000) as port:
+        await port.send_to(b"x", SITE, 7)
+        return (await port.receive_from(5))[0]
+
+
+async def test_a_neighbour_s_lease_is_not_to_be_had(autojump_clock: MockClock) -> None:
+    """Not by its name as a client, which everybody can guess, nor by giving it back before: its
+    address, its connections and its policy stay its own."""
+    async with two_guests(one_may()) as (network, one, two):
+        assert await echoed(one) == b"x"
+        address, client = str(one.address), b"\x01" + parse_mac(one.mac)
+        await two.send_frame(asks_for(network, two.mac, 3, address, client))
+        await two.send_frame(asks_for(network, two.mac, 7, address, client, held=address))
+        await two.send_frame(asks_for(network, two.mac, 3, address, b"\0mine"))
+        await trio.sleep(1)
+        await two.send_frame(datagram(network, two.mac, address))
+        await trio.sleep(1)
+        assert network.counters["ipv4.spoofed_source"] == 1
+        assert await echoed(one) == b"x"
+        assert len(network.flows) == 1
+
+
+async def test_an_address_set_by_hand_is_not_leased_to_another(autojump_clock: MockClock) -> None:
+    """Whoever uses it has it."""
+    policy = NetworkPolicy.allow_all()
+    async with two_guests(policy) as (network, _, two):
+        await two.release()
+        await two.send_frame(datagram(network, two.mac, "10.0.2.50"))
+        async with network.fake_guest("three", strict=False) as three:
+            await three.send_frame(asks_for(network, three.mac, 3, "10.0.2.50", b"\0mine"))
+            await trio.sleep(1)
+            assert network.counters["dhcp.nak"] == 1
+            assert (await three.dhcp()).address != "10.0.2.50"
+
+
+async def test_a_guest_that_has_left_leaves_nothing_to_its_neighbour(
+    autojump_clock: MockClock,
+) -> None:
+    """Its address is free; what it was allowed from there is not."""
+    async with two_guests(one_may()) as (network, one, two):
+        assert await echoed(one) == b"x"
+        address = str(one.address)
+        await one.disconnect()
+        await trio.sleep(1)
+        for _ in range(3):
+            await two.send_frame(datagram(network, two.mac, address))
+            await trio.sleep(1)
+        assert [verdict.allowed for verdict in network.verdicts] == [True, False, False, False]
+
+
+async def test_nobody_plays_the_gateway_to_its_neighbour(autojump_clock: MockClock) -> None:
+    """Neither its answers to ARP, nor to DNS, nor leases reach another guest; what is the guest's
+    own does."""
+    async with two_guests(NetworkPolicy.allow_all()) as (network, one, two):
+        lie = Arp(2, parse_mac(two.mac), parse_address("10.0.2.2"), parse_mac(one.mac), bytes(4))
+        await two.send_frame(arp_frame(lie, parse_mac(one.mac), parse_mac(two.mac))[4:])
+        to_one = (str(one.address), 4000)
+        for source, port in (("10.0.2.3", 53), (str(two.address), 67)):
+            frame = datagram(network, two.mac, source, port, to_one, b"lie", one.mac)
+            await two.send_frame(frame)
+        with one.open_udp(4000) as socket:
+            with pytest.raises(TimeoutError):
+                await socket.receive_from(1)
+            assert network.counters["ethernet.guarded"] == 3
+            own = datagram(network, two.mac, str(two.address), 5000, to_one, b"hello", one.mac)
+            await two.send_frame(own)
+            assert (await socket.receive_from(1))[0] == b"hello"
+        assert await one.arp("10.0.2.2") != two.mac
+
+
+async def test_a_link_s_policy_is_before_that_of_a_mac_address(autojump_clock: MockClock) -> None:
+    """A guest chooses its MAC address at boot, and not its link."""
+    deny_all = NetworkPolicy.deny_all()
+    settings = PolicySettings(
+        policy=deny_all, guests={"two": deny_all, "52:54:00:12:34:99": NetworkPolicy.allow_all()}
+    )
+    async with two_guests(settings) as (network, _, two):
+        await two.disconnect()
+        async with network.fake_guest("two", mac="52:54:00:12:34:99") as again:
+            await again.dhcp()
+            with pytest.raises(OSError, match="prohibited"):
+                await echoed(again)
+
+
+async def test_what_was_shown_before_a_policy_is_not_believed(autojump_clock: MockClock) -> None:
+    """A guest that has spoken as its neighbour is itself again, and so is the neighbour."""
+    async with two_guests(None) as (network, one, two):
+        await two.send_frame(datagram(network, one.mac, str(one.address)))
+        await trio.sleep(1)
+        network.set_policy(one_may())
+        await two.send_frame(datagram(network, one.mac, str(one.address), 4001))
+        await trio.sleep(1)
+        assert network.counters["ethernet.spoofed_source"] == 1
+        assert await echoed(one) == b"x"
+
+
+async def test_a_pin_is_not_found_on_another_link(autojump_clock: MockClock) -> None:
+    """A guest that takes the MAC address of one that has left was not told what that one was."""
+    async with two_guests(NetworkPolicy.deny_all().allow_domain("site.example")) as (
+        network,
+        one,
+        two,
+    ):
+        await one.resolve("site.example")
+        await one.disconnect()
+        await two.disconnect()
+        async with network.fake_guest("two", mac=one.mac) as again:
+            await again.dhcp()
+            with pytest.raises(ConnectionRefusedError):
+                await again.connect_tcp(SITE, 80)
 
 
 async def test_a_guest_that_comes_again_is_itself(autojump_clock: MockClock) -> None:
