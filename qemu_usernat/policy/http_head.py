@@ -41,6 +41,7 @@ REASONS: Final[Mapping[str, str]] = {
     "http.content_length": "The Content-Length is not one plain number.",
     "http.transfer_encoding": "The Transfer-Encoding is not chunked alone, or is one of HTTP/1.0.",
     "http.two_lengths": "The body's length is told twice.",
+    "http.body": "A GET or HEAD has a body, which many servers take for the next request.",
 }
 
 HTTP_PORT: Final = 80  # of the scheme http (RFC 9110, 4.2.1)
@@ -65,6 +66,10 @@ _AUTHORITY = re.compile(rb"([^:]*)(?::([0-9]{0,5}))?")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 """No leading zeros, which some have read as octal, and no more digits than 63 bits hold."""
+
+_WITHOUT_BODY = frozenset({"GET", "HEAD"})
+"""Methods whose body means nothing (RFC 9110, 9.3.1): servers that do not expect one do not read it,
+and take it for a request."""
 
 _WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade"})
 """Fields that say for whom a request is and where it ends: none of them may be in a trailer."""
@@ -160,6 +165,8 @@ class Head:
         if b"upgrade" in watched:
             raise Malformed("http.upgrade")
         content_length, is_chunked = self._read_framing()
+        if self._method in _WITHOUT_BODY and (content_length or is_chunked):
+            raise Malformed("http.body")
         return Request(
             method=self._method,
             name=authority.name,

@@ -152,6 +152,7 @@ WAYS = {
     "http.content_length": request(b"Content-Length: x"),
     "http.transfer_encoding": request(b"Transfer-Encoding: x"),
     "http.two_lengths": request(b"Content-Length: 0", b"Content-Length: 0"),
+    "http.body": request(b"Content-Length: 1"),
 }
 
 
@@ -453,7 +454,9 @@ def requests_by_us(octets: bytes) -> tuple[list[tuple[str, str]], RequestStream]
 def _a_request(
     method: str, target: str, fields: list[tuple[str, str]], body: bytes, chunks: int
 ) -> bytes:
-    """As h11 writes it, with its body plain, or chunked if `chunks`."""
+    """As h11 writes it, with its body plain, or chunked if `chunks`; a GET has none."""
+    if method == "GET":
+        body, chunks = b"", 0
     connection = h11.Connection(h11.CLIENT)
     framing = ("Transfer-Encoding", "chunked") if chunks else ("Content-Length", str(len(body)))
     headers = [("Host", "pypi.org"), framing, *fields]

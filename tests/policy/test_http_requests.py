@@ -222,6 +222,16 @@ def test_a_body_ends_in_one_place(fields: list[bytes], line: bytes, reason: str)
     assert why(request(*fields, line=b"POST / HTTP/" + line)) == reason
 
 
+@pytest.mark.parametrize("field", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_a_body_that_servers_do_not_expect(method: bytes, field: bytes) -> None:
+    """Python's own server leaves it where it is, and answers it as the next request."""
+    assert why(request(field, line=method + b" / HTTP/1.1")) == "http.body"
+    assert not isinstance(
+        read(request(b"Content-Length: 0", line=method + b" / HTTP/1.1")), Unreadable
+    )
+
+
 def test_chunked_is_chunked_in_any_case() -> None:
     """The name of a coding has no case (RFC 9112, 7)."""
     assert readable(request(b"Transfer-Encoding: Chunked")).is_chunked
