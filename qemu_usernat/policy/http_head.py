@@ -68,8 +68,8 @@ _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 """No leading zeros, which some have read as octal, and no more digits than 63 bits hold."""
 
 _WITHOUT_BODY = frozenset({"GET", "HEAD"})
-"""Methods whose body means nothing (RFC 9110, 9.3.1): servers that do not expect one do not read it,
-and take it for a request."""
+"""Methods whose body means nothing (RFC 9110, 9.3.1): servers that do not expect one do not read
+it, and take it for a request."""
 
 _WATCHED = frozenset({b"host", b"content-length", b"transfer-encoding", b"upgrade"})
 """Fields that say for whom a request is and where it ends: none of them may be in a trailer."""
