@@ -37,9 +37,6 @@ one query its patience, not every query."""
 PENDING_MAXIMUM = 1024
 """Queries under way at once; each has a socket of the host's, or several."""
 
-UDP_PAYLOAD_MAXIMUM = 65507
-"""Bytes in one UDP datagram over IPv4, whatever size a guest says it takes."""
-
 ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
 
 Upstream = tuple[Address, int]
@@ -232,10 +229,7 @@ class DnsForwarder:
             pending.reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
         answer = dns_message.for_guest(query, message)
-        size = min(query.udp_size, UDP_PAYLOAD_MAXIMUM)
-        if pending.transport == "udp" and len(answer) > size:
-            answer = dns_message.truncated(query, answer, size)
-        pending.reply(answer)
+        pending.reply(dns_message.fitting(query, answer, pending.transport))
 
     def _forget(self, pending: _Pending, token: int) -> None:
         pending.tokens.discard(token)

@@ -3,19 +3,22 @@
 A question goes upstream only if a rule could admit its name (`Judge.judge_name`), and then as a
 question of our own making: nothing of the guest's but name and type leaves. HTTPS and SVCB, which
 would carry other addresses and keys past us, have no records here. Of an answer the guest gets the
-chain from its name to addresses, without those that it may not be told of, and each address is
-pinned to the name before the answer is sent. A chain that leads through a denied name is refused.
+chain from its name to addresses, without those that it may not be told of, and each address that
+it is told of is pinned to the name before the answer is sent. A chain that leads through a denied
+name is refused.
 
 Own names (`Zone`) are the operator's, and exempt.
 """
 
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterable, Iterator
 from functools import partial
-from struct import Struct
 
 import dns.exception
 import dns.message
 import dns.name
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
@@ -25,9 +28,9 @@ from qemu_usernat.admission import Admission, Decision, Guest
 from qemu_usernat.gateway import dns_message
 from qemu_usernat.gateway.dns import ZONE_TRANSFERS, DnsForwarder, ReplyCallback
 from qemu_usernat.gateway.dns_message import Query
-from qemu_usernat.policy.judge import FlowRequest, Verdict, Why
+from qemu_usernat.policy.judge import FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.rules import ALLOW, DENY
-from qemu_usernat.primitives.addresses import parse_address
+from qemu_usernat.primitives.addresses import Address, parse_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 
@@ -41,8 +44,13 @@ ALIASES_MAXIMUM = 16
 _WITHOUT_RECORDS = frozenset({64, 65, 255})  # SVCB, HTTPS (RFC 9460), ANY (RFC 8482)
 _ADDRESSES = frozenset({dns.rdatatype.A, dns.rdatatype.AAAA})
 
-# What says how long to believe in none (RFC 2308): mname, rname, and five numbers.
-_SOA = b"\0\0" + Struct(">5L").pack(1, 3600, 600, 86_400, NEGATIVE_TTL)
+_UNUSUAL = re.compile(rb"[^a-z0-9_-]")
+"""What labels of host names do not have."""
+
+# What says how long to believe in none (RFC 2308): mname, rname, and five numbers. It is of the
+# zone that does not have it: the name's own.
+_SOA_DATA = b"\0\0" + struct.pack(">5L", 1, 3600, 600, 86_400, NEGATIVE_TTL)
+_SOA = dns_message.record(dns.rdatatype.SOA, NEGATIVE_TTL, _SOA_DATA)
 
 
 @define(eq=False)
@@ -72,7 +80,8 @@ class DnsGate:
             return forward(message, transport, reply, now)
         own = self.forwarder.zone.answer(query)
         if own is not None:
-            self._pin_own(guest, query, own, now)
+            # What the operator says of a name is believed, wherever it leads.
+            self._pin(guest, query, _chain(dns.message.from_wire(own), query), now)
             return forward(message, transport, reply, now)
         name = _text(query.name)
         if query.record_type in ZONE_TRANSFERS:
@@ -86,9 +95,9 @@ class DnsGate:
             self._refuse(query, verdict, reply)
         elif query.record_type in _WITHOUT_RECORDS:
             self.counters.count("dns.without_records")
-            reply(dns_message.reply(query, dns_message.NOERROR, [], [_soa(query)]))
+            reply(dns_message.reply(query, dns_message.NOERROR, [], [_SOA]))
         else:
-            on_answer = partial(self._on_answer, guest, query, name, reply, now)
+            on_answer = partial(self._on_answer, guest, query, transport, reply, now)
             return forward(_own(query), transport, on_answer, now)
         return True
 
@@ -106,7 +115,7 @@ class DnsGate:
         text = f"denied by the network policy{rule}"
         reply(
             dns_message.reply(
-                query, dns_message.NXDOMAIN, [], [_soa(query)], extended_error=(BLOCKED, text)
+                query, dns_message.NXDOMAIN, [], [_SOA], extended_error=(BLOCKED, text)
             )
         )
 
@@ -114,7 +123,7 @@ class DnsGate:
         self,
         guest: Guest,
         query: Query,
-        name: str,
+        transport: str,
         reply: ReplyCallback,
         now: float,
         message: bytes,
@@ -131,14 +140,16 @@ class DnsGate:
                 )
             )
             return
+        judge = self.admission.judge_of(guest)
         try:
             answer = dns.message.from_wire(message, ignore_trailing=True)
             chain = list(_chain(answer, query))
-        except (dns.exception.DNSException, ValueError):
+            self._leave_out_inward(judge, chain)
+            records = dns_message.chain(query, chain)
+        except (dns.exception.DNSException, ValueError, struct.error):
             self.counters.count("dns.unreadable_answer")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
-        judge = self.admission.judge_of(guest)
         aliases = [rrset for rrset in chain if rrset.rdtype == dns.rdatatype.CNAME]
         for target in (_text(item.target) for rrset in aliases for item in rrset):
             verdict = judge.judge_name(target)
@@ -147,41 +158,44 @@ class DnsGate:
                 if verdict.action == DENY:
                     self._refuse(query, verdict, reply)
                     return
-        records = []
+        authority = [] if records else [_SOA]
+        whole = dns_message.reply(query, rcode, records, authority)
+        fitting = dns_message.fitting(query, whole, transport)
+        if fitting is whole:
+            self._pin(guest, query, chain, now)
+        reply(fitting)
+
+    def _leave_out_inward(self, judge: Judge, chain: Iterable[dns.rrset.RRset]) -> None:
+        """Take out the addresses that the guest may not be told of."""
         for rrset in chain:
-            for item in rrset:
-                if rrset.rdtype in _ADDRESSES and not self._pin(
-                    guest, name, item.address, rrset.ttl, now
-                ):
-                    continue
-                data = item.to_wire() or b""
-                records.append(dns_message.record(rrset.rdtype, rrset.ttl, data, rrset.name))
-        authority = [] if records else [_soa(query)]
-        reply(dns_message.reply(query, rcode, records, authority))
+            for item, address in _addresses(rrset):
+                if not judge.may_be_told(address):
+                    self.counters.count("dns.inward_answer")
+                    del rrset.items[item]
 
-    def _pin_own(self, guest: Guest, query: Query, message: bytes, now: float) -> None:
-        """What the operator says of a name is believed, wherever it leads."""
-        for rrset in _chain(dns.message.from_wire(message), query):
-            if rrset.rdtype in _ADDRESSES:
-                for item in rrset:
-                    address = parse_address(item.address)
-                    self.admission.pins(guest).add(_text(query.name), address, rrset.ttl, now)
+    def _pin(
+        self, guest: Guest, query: Query, chain: Iterable[dns.rrset.RRset], now: float
+    ) -> None:
+        """The guest is about to be told of these addresses."""
+        pins, name = self.admission.pins(guest), _text(query.name)
+        for rrset in chain:
+            for _, address in _addresses(rrset):
+                pins.add(name, address, rrset.ttl, now)
 
-    def _pin(self, guest: Guest, name: str, text: str, ttl: int, now: float) -> bool:
-        """Pin an address, if the guest may be told of it."""
-        address = parse_address(text)
-        if not self.admission.judge_of(guest).may_be_told(address):
-            self.counters.count("dns.inward_answer")
-            return False
-        self.admission.pins(guest).add(name, address, ttl, now)
-        return True
+
+def _addresses(rrset: dns.rrset.RRset) -> list[tuple[dns.rdata.Rdata, Address]]:
+    """The records of addresses."""
+    if rrset.rdtype not in _ADDRESSES:
+        return []
+    return [(item, parse_address(item.address)) for item in rrset]
 
 
 def _chain(answer: dns.message.Message, query: Query) -> Iterator[dns.rrset.RRset]:
     """The records that answer the question: CNAMEs from its name on, and what is at their end."""
     owner = query.name
+    records = [rrset for rrset in answer.answer if rrset.rdclass == dns.rdataclass.IN]
     for _ in range(ALIASES_MAXIMUM):
-        kinds = {rrset.rdtype: rrset for rrset in answer.answer if rrset.name == owner}
+        kinds = {rrset.rdtype: rrset for rrset in records if rrset.name == owner}
         found = kinds.get(dns.rdatatype.RdataType(query.record_type))
         if found is not None:
             yield found
@@ -194,8 +208,16 @@ def _chain(answer: dns.message.Message, query: Query) -> Iterator[dns.rrset.RRse
 
 
 def _text(name: dns.name.Name) -> str:
-    """As names are compared."""
-    return name.to_text(omit_final_dot=True).lower()
+    """As names are compared: a dot stands between labels and never in one.
+
+    What no host name has is written as a number (RFC 1035, 5.1).
+    """
+    labels = (_UNUSUAL.sub(_escape, label.lower()) for label in name.labels[:-1])
+    return b".".join(labels).decode("ascii") or "."
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"\\%03d" % ord(found[0])
 
 
 def _own(query: Query) -> bytes:
@@ -209,8 +231,3 @@ def _own(query: Query) -> bytes:
         query.record_type,
         query.udp_size if query.has_edns else None,
     )
-
-
-def _soa(query: Query) -> bytes:
-    """Of the zone that does not have it: the name's own."""
-    return dns_message.record(dns.rdatatype.SOA, NEGATIVE_TTL, _SOA, query.name)

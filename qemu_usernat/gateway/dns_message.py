@@ -6,6 +6,7 @@ it is compared, header and question, and its bytes go through, so record types t
 heard of pass as well. `read_query` raises only `Malformed`.
 """
 
+from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
@@ -13,6 +14,7 @@ import dns.exception
 import dns.name
 import dns.rdataclass
 import dns.rdatatype
+import dns.rrset
 import dns.wire
 from attrs import frozen
 
@@ -41,6 +43,12 @@ REFUSED: Final = 5
 UDP_SIZE_MINIMUM: Final = 512
 """Bytes of a UDP answer that everybody takes (RFC 1035, 2.3.4; RFC 6891, 6.2.3)."""
 
+UDP_PAYLOAD_MAXIMUM: Final = 65507
+"""Bytes in one UDP datagram over IPv4, whatever size a guest says it takes."""
+
+TCP_SIZE_MAXIMUM: Final = 65535
+"""Bytes of a message over TCP, whose length has two (RFC 1035, 4.2.2)."""
+
 RECORDS_MAXIMUM: Final = 8
 """Records that a query may carry; it has use for two, an OPT and a signature (RFC 8945)."""
 
@@ -53,7 +61,8 @@ _RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
 _OPTION = Struct("!HH")  # code, length (RFC 6891, 6.1.2)
 _EXTENDED_ERROR = 15  # RFC 8914, 2
 _DNSSEC_OK = 0x8000  # in the TTL field of an OPT record (RFC 3225)
-_OWNER_IS_QUESTION = b"\xc0\x0c"  # a pointer to the first name (RFC 1035, 4.1.4)
+_POINTER = 0xC000  # and an offset, in place of a name (RFC 1035, 4.1.4)
+_OWNER_IS_QUESTION = (_POINTER | HEADER_LENGTH).to_bytes(2, "big")
 
 
 @frozen
@@ -170,10 +179,26 @@ def reply(
     return b"".join((header, query.question, *answers, *authority, *additional))
 
 
-def record(record_type: int, ttl: int, data: bytes, owner: dns.name.Name | None = None) -> bytes:
+def record(record_type: int, ttl: int, data: bytes, owner: bytes = _OWNER_IS_QUESTION) -> bytes:
     """A resource record of class IN; its owner is the question's name unless given."""
-    name = _OWNER_IS_QUESTION if owner is None else owner.to_wire() or b"\0"
-    return name + _RECORD.pack(record_type, dns.rdataclass.IN, ttl, len(data)) + data
+    return owner + _RECORD.pack(record_type, dns.rdataclass.IN, ttl, len(data)) + data
+
+
+def chain(query: Query, rrsets: Iterable[dns.rrset.RRset]) -> list[bytes]:
+    """Records for `reply`: CNAMEs from the question's name on, and what is at their end.
+
+    An owner is a pointer (RFC 1035, 4.1.4), to the question or to the target of the CNAME before.
+    """
+    records = []
+    owner, end = _OWNER_IS_QUESTION, HEADER_LENGTH + len(query.question)
+    for rrset in rrsets:
+        for item in rrset:
+            data = item.to_wire() or b""
+            records.append(record(rrset.rdtype, rrset.ttl, data, owner))
+            end += len(records[-1])
+        if rrset.rdtype == dns.rdatatype.CNAME:  # of which there is one, and its data are a name
+            owner = (_POINTER | end - len(data)).to_bytes(2, "big")
+    return records
 
 
 def question(
@@ -230,6 +255,14 @@ def for_guest(query: Query, message: bytes) -> bytes:
     if message[4:6] == b"\0\x01":
         rest = query.question + rest[len(query.question) :]
     return query.identifier.to_bytes(2, "big") + message[2:HEADER_LENGTH] + rest
+
+
+def fitting(query: Query, answer: bytes, transport: str) -> bytes:
+    """`answer`, or what stands for it where the guest takes none so large."""
+    if transport == "udp":
+        size = min(query.udp_size, UDP_PAYLOAD_MAXIMUM)
+        return answer if len(answer) <= size else truncated(query, answer, size)
+    return answer if len(answer) <= TCP_SIZE_MAXIMUM else reply(query, SERVFAIL)
 
 
 def truncated(query: Query, message: bytes, size: int) -> bytes:

@@ -107,7 +107,7 @@ def _answer(query: Query, origin: dns.name.Name, records: dict[int, bytes] | Non
         if query.record_type in (record_type, dns.rdatatype.ANY):
             found.append(record(record_type, TTL, data))
     rcode = NOERROR if records is not None else NXDOMAIN
-    authority = [] if found else [record(dns.rdatatype.SOA, TTL, _SOA, origin)]
+    authority = [] if found else [record(dns.rdatatype.SOA, TTL, _SOA, _wire(origin))]
     return reply(query, rcode, found, authority, authoritative=True)
 
 

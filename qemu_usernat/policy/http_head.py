@@ -6,7 +6,8 @@ request here: a head is what RFC 9112 tells clients to send, and none of the for
 servers put up with.
 
 Whether a first line is HTTP at all is another question, and asked generously: whoever splits
-lines at any white space (RFC 9112, 3), at that of Latin-1 even, finds HTTP where we do.
+lines at any white space (RFC 9112, 3), at that of Latin-1 even, and takes any word for a method,
+finds HTTP where we do.
 """
 
 import re

@@ -17,7 +17,6 @@ from attrs import define, field, frozen
 
 from qemu_usernat.policy.http_head import (
     SPACES,
-    TOKEN,
     Head,
     Request,
     looks_like_http,
@@ -41,8 +40,7 @@ REASONS: Final[Mapping[str, str]] = {
 }
 
 _BLANK = re.compile(b"[" + SPACES + b"]*")
-_METHOD = re.compile(b"[" + TOKEN + b"]*")
-_SPACE = re.compile(b"[" + SPACES + b"]")
+_LETTERS = re.compile(b"[A-Za-z]+[" + SPACES + b"]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1b\x7f]")  # those that are white space to nobody
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e]*)?")
 """A chunk's size, which 32 bits hold, and its extensions (RFC 9112, 7.1)."""
@@ -100,8 +98,6 @@ class RequestReader:
     """Octets taken from the lines."""
     _scanned: int = field(default=0, init=False)
     """Octets of the first line that were looked at, while it is not complete."""
-    _method_end: int = field(default=0, init=False)
-    """Where the first line's method ends, once that is known."""
 
     def __attrs_post_init__(self) -> None:
         self._head = Head(self.port)
@@ -142,24 +138,22 @@ class RequestReader:
         return FLIGHT_MAXIMUM - self._length
 
     def _looks_like_http(self) -> bool | None:
-        """Whether what has come of the first line is of HTTP; None while it may be."""
+        """Whether what has come of the first line is of HTTP; None while it may be.
+
+        Any line of text may be, for there are servers that take any first word for a method.
+        """
         held = self._lines.held
         if not self._scanned:
-            blank = _prefix(_BLANK, held, 0, self._room())
-            self._lines.skip(blank)
-            self._length += blank
+            blank = _BLANK.match(held, 0, self._room())
+            if blank:
+                self._lines.skip(blank.end())
+                self._length += blank.end()
         room = self._room()
-        if not self._method_end:
-            self._scanned = _prefix(_METHOD, held, self._scanned, room)
-            if self._scanned >= min(len(held), room):
-                return None
-            if not self._scanned or not _SPACE.match(held, self._scanned):
-                return False
-            self._method_end = self._scanned
         end = held.find(b"\n", self._scanned, room)
-        if _CONTROL.search(held, self._scanned, min(len(held), room) if end < 0 else end):
+        control = _CONTROL.search(held, self._scanned, min(len(held), room) if end < 0 else end)
+        if control:
             # Not a line of text at all, but some servers would not mind.
-            if held[: self._method_end].isalpha():
+            if _LETTERS.match(held, 0, control.start()):
                 raise Malformed("http.request_line")
             return False
         self._scanned = len(held)
@@ -170,12 +164,6 @@ class RequestReader:
         if self._length:
             raise Malformed("http.blank")
         return True
-
-
-def _prefix(pattern: re.Pattern[bytes], octets: bytearray, start: int, end: int) -> int:
-    """Where what `pattern` matches at `start` ends; it matches nothing, at least."""
-    match = pattern.match(octets, start, end)
-    return match.end() if match else start
 
 
 class _Part(Enum):

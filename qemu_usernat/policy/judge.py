@@ -11,6 +11,8 @@ cannot be wrong.
   wants TLS, port 80 HTTP; elsewhere a protocol that says no name passes on the pin alone. The
   address has to be public, unless the name is of our own zone: what others answer opens no way
   inward, not even where another rule lets the address be told.
+  A name that no host may have (it was looked up with a dot or a space in a label) is allowed
+  nothing by its name.
 - A rule that *denies* by name matches the name that is said; where none is, the names of the
   address. What cannot be read (a malformed flight, QUIC) may say any name, and is denied.
 - Over UDP and ICMP there is no first flight: names count where the rule says the protocol, and
@@ -33,6 +35,7 @@ from qemu_usernat.policy.places import (
     RangePlace,
     Service,
 )
+from qemu_usernat.policy.reading import is_host_name
 from qemu_usernat.policy.rules import ALLOW, DENY, LOG, NetworkPolicy, Rule
 from qemu_usernat.policy.tables import NameTable, PrefixTable
 from qemu_usernat.policy.why import Why as Why
@@ -253,7 +256,7 @@ class Judge:
                 by_floor.add(number)
             else:
                 by_address.add(number)
-        believed = request.names
+        believed = frozenset(filter(is_host_name, request.names))
         if group != PUBLIC:
             believed = frozenset(filter(self.groups.is_own_name, believed))
         named = {name: frozenset(self._names.find(name)) for name in request.names}
@@ -342,7 +345,10 @@ class Judge:
         """Whether `name` may be looked up: if a rule could admit it, or names are free."""
         name = name.removesuffix(".").lower()
         logged: list[Rule] = []
-        for number in sorted({*self._names.find(name), *self._dns}):
+        named = set(self._names.find(name))
+        if not is_host_name(name):  # those that deny it count all the same
+            named = {number for number in named if self.policy.rules[number].action != ALLOW}
+        for number in sorted(named.union(self._dns)):
             rule = self.policy.rules[number]
             if rule.action == LOG:
                 logged.append(rule)
@@ -387,7 +393,7 @@ def _allows_by_name(
     """A rule that allows by name: by a pin, and what is said."""
     said = number in case.named
     if number not in hits.by_belief:
-        if number in hits.by_some_name:
+        if number in hits.by_some_name and hits.group != PUBLIC:
             return _lacks(Why.INWARD)
         return _lacks(Why.NOT_PINNED) if said else _NO
     if request.protocol != "tcp":

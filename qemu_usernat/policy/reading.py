@@ -53,6 +53,11 @@ _NAME = re.compile(rb"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(rb"[0-9]+|0x[0-9a-f]*")
 
 
+def is_host_name(name: str) -> bool:
+    """Whether it has only labels that a name may have here, in small letters."""
+    return name.isascii() and bool(_NAME.fullmatch(name.encode()))
+
+
 def read_name(octets: bytes) -> str:
     """A host name in its one spelling: lower case, no dot at the end.
 

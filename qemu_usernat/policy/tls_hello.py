@@ -51,8 +51,8 @@ _RANDOM = 32  # octets
 _SESSION_ID_MAXIMUM = 32  # octets
 
 _SSL2_BIT = 0x80  # of the first octet, where a record of SSL 2 has no padding
-_SSL2_VERSIONS = frozenset({b"\x00\x02", *(bytes((3, minor)) for minor in range(5))})
-_MAJOR = 3  # of the versions of TLS, as of SSL 3
+_SSL2_VERSION = b"\x00\x02"
+_MAJOR = 3  # of the versions of TLS, as of SSL 3, and as of those that are still to come
 
 _LENGTHS_BEFORE: Final = {CHANGE_CIPHER_SPEC: 1, ALERT: 2}
 """Length of the records that a server might skip before a hello, whatever their version."""
@@ -168,7 +168,7 @@ class HelloReader:
                 return NOT_TLS
             if len(header) < RECORD_HEADER:
                 return NEED_MORE
-            if bytes(header[3:]) not in _SSL2_VERSIONS:
+            if header[3] != _MAJOR and header[3:] != _SSL2_VERSION:
                 return NOT_TLS
             raise Malformed("tls.ssl2")
         if not CHANGE_CIPHER_SPEC <= first <= HEARTBEAT:

@@ -31,6 +31,10 @@ GROUPS_HERE = Groups(
 )
 
 NAMES = ("a.example", "b.a.example", "c.b.a.example", "xa.example", "b.example", "host.internal")
+ODD_NAME = r"x\046y.a.example"
+"""A label of it has a dot: it may be looked up where any name may, and a host has no such name."""
+
+LOOKED_UP = (*NAMES, ODD_NAME)
 ADDRESSES = (
     "8.8.8.8",
     "8.8.4.4",
@@ -145,7 +149,7 @@ def requests(draw: st.DrawFn) -> FlowRequest:
         protocol,
         packed(draw(st.sampled_from(ADDRESSES))),
         draw(st.sampled_from(PORTS)) if protocol != "icmp" else 0,
-        draw(st.frozensets(st.sampled_from(NAMES), max_size=3)),
+        draw(st.frozensets(st.sampled_from(LOOKED_UP), max_size=3)),
         draw(read_flights()) if protocol == "tcp" else Flight(),
     )
 
@@ -172,7 +176,7 @@ def about_names() -> st.SearchStrategy[tuple[NetworkPolicy, FlowRequest]]:
             st.sampled_from(("tcp", "tcp", "tcp", "udp")),
             st.just(packed("8.8.8.8")),
             st.sampled_from((22, 80, 443)),
-            st.frozensets(st.sampled_from(NAMES), max_size=3),
+            st.frozensets(st.sampled_from(LOOKED_UP), max_size=3),
             read_flights(),
         ),
     )

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 import dns.edns
 import dns.message
+import dns.name
 import dns.opcode
 import pytest
 import trio
@@ -148,6 +149,32 @@ async def test_a_name_that_only_ends_alike(internet: Internet, autojump_clock: M
                 await guest.resolve(name)
         assert await guest.resolve("SITE.EXAMPLE.") == [SITE]
         assert [query.name for query in network.dns_queries] == ["site.example"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ((b"data.wild", b"example"), r"data\046wild.example"),
+        ((b"da.ta", b"wild", b"example"), r"da\046ta.wild.example"),
+        ((b"DA TA", b"wild", b"example"), r"da\032ta.wild.example"),
+        ((b"a\\.wild", b"example"), r"a\092\046wild.example"),
+        ((b"a\0", b"wild", b"example"), r"a\000.wild.example"),
+        ((b"site.example",), r"site\046example"),
+    ],
+)
+async def test_a_name_that_only_reads_alike(
+    internet: Internet, labels: tuple[bytes, ...], text: str, autojump_clock: MockClock
+) -> None:
+    """Names are compared label by label, and no host has a dot or a space in one."""
+    question = dns.message.make_query(dns.name.Name((*labels, b"")), "A")
+    for policy, asked in ((ONLY_SITE, 0), (ONLY_SITE.allow_dns(), 1)):
+        async with guest_under(policy, internet) as (guest, network):
+            with guest.open_udp() as port:
+                await port.send_to(question.to_wire(), "10.0.2.3", 53)
+                answer = dns.message.from_wire((await port.receive_from())[0])
+            assert answer.rcode() == 3  # nobody has it
+            assert len(network.dns_queries) == asked
+            assert network.verdicts[-1].name == text
 
 
 async def test_other_protocols_go_nowhere(internet: Internet, autojump_clock: MockClock) -> None:

@@ -45,6 +45,14 @@ ALL = {Kind.TLS, Kind.HTTP, Kind.OTHER}
 WARNING = record(b"\x01\x5a", 21)  # an alert: user_canceled
 
 
+def ssl2_hello(version: bytes) -> bytes:
+    """A hello of SSL 2's form, for any version (RFC 5246, E.2)."""
+    ciphers, challenge = bytes.fromhex("00c02f 00009c 0000ff"), bytes(32)
+    lengths = (len(ciphers), 0, len(challenge))
+    body = b"\x01" + version + b"".join(n.to_bytes(2, "big") for n in lengths) + ciphers + challenge
+    return (0x8000 | len(body)).to_bytes(2, "big") + body
+
+
 @pytest.mark.parametrize(
     ("octets", "kind", "name", "reason"),
     [
@@ -73,10 +81,12 @@ def test_a_flight_has_a_kind_and_perhaps_a_name(
     [
         (b"", ALL),
         (b"\x16", {Kind.TLS, Kind.OTHER}),
-        (b"\x80", {Kind.TLS, Kind.OTHER}),
+        (b"\x80", ALL),
+        (b"\x80\x2e\x01", {Kind.TLS, Kind.OTHER}),
         (hello()[:5], {Kind.TLS, Kind.OTHER}),
         (hello()[:6], {Kind.TLS}),
         (b"G", {Kind.HTTP, Kind.OTHER}),
+        (b"(", {Kind.HTTP, Kind.OTHER}),
         (b"\r\n", {Kind.HTTP, Kind.OTHER}),
         (b"GET / HTTP/1.1\r", {Kind.HTTP, Kind.OTHER}),
         (b"GET / HTTP/1.1\r\n", {Kind.HTTP}),
@@ -352,6 +362,13 @@ def test_what_openssl_puts_up_with_does_not_pass_as_another_protocol(octets: byt
     agrees_with_openssl(octets)
 
 
+@pytest.mark.parametrize("version", [b"\x03\x01", b"\x03\x03", b"\x03\x05", b"\x03\xff"])
+def test_openssl_answers_hellos_of_ssl_2(version: bytes) -> None:
+    """Whatever is offered above the versions that it knows; so none is another protocol."""
+    assert names_served(ssl2_hello(version)) == [""]
+    agrees_with_openssl(ssl2_hello(version))
+
+
 def test_openssl_skips_empty_records() -> None:
     """So the oracle above is one: here is what a reader would miss that gives up at those."""
     assert names_served(record(b"") + hello()) == ["pypi.org"]
@@ -363,6 +380,9 @@ def test_openssl_skips_empty_records() -> None:
 def test_openssl_serves_no_name_that_we_did_not_read(octets: bytes) -> None:
     """Of bent hellos, too."""
     agrees_with_openssl(octets)
+
+
+BINARY = re.compile(rb"[\x00-\x08\x0e-\x1b\x7f]")
 
 
 class _Lenient(server.BaseHTTPRequestHandler):
@@ -386,8 +406,9 @@ def agrees_with_a_lenient_server(octets: bytes) -> None:
             return
     except (MessageError, ValueError, AttributeError):
         return
-    if not (lenient.command.isascii() and lenient.command.isidentifier()):
-        return  # it has no method for that, and answers 501
+    letters = lenient.command.isascii() and lenient.command.isalpha()
+    if BINARY.search(lenient.raw_requestline) and not letters:
+        return  # binary protocols are other protocols, as docs/threat-model.md says
     flight = read(octets, 80, at_end=True)
     assert flight.kind is Kind.HTTP, flight
     if flight.request is not None:
@@ -406,6 +427,15 @@ def _name_of(host: str) -> str:
 def test_a_lenient_server_reads_the_samples_as_we_do(sample: int) -> None:
     """Those that are in order and those that are not."""
     agrees_with_a_lenient_server(SAMPLES[sample])
+
+
+@pytest.mark.parametrize(
+    "line", [b"G@T / HTTP/1.1", b"GET: / HTTP/1.0", b'"GET" / HTTP/1.1', b"G\xc9T / HTTP/1.1"]
+)
+def test_no_first_word_hides_a_request(line: bytes) -> None:
+    """Python's WSGI server takes any for a method."""
+    assert _Lenient(request(line=line)).parse_request()
+    agrees_with_a_lenient_server(request(line=line))
 
 
 @settings(max_examples=500)

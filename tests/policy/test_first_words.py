@@ -189,6 +189,62 @@ async def test_port_443_wants_tls(
         assert network.verdicts[-1].why == "not_tls"
 
 
+@pytest.mark.parametrize("first_word", ["G@T", "GET:", '"GET"', "G\xc9T"])
+@pytest.mark.parametrize(
+    ("policy", "port"),
+    [(NetworkPolicy.allow_all().deny_domain("bad.example"), 80), (ONLY_GOOD, 8080)],
+    ids=["denied", "not allowed"],
+)
+async def test_no_first_word_makes_a_request_something_else(
+    internet: Internet,
+    policy: NetworkPolicy,
+    port: int,
+    first_word: str,
+    autojump_clock: MockClock,
+) -> None:
+    """There are servers that take any for a method, and serve the name that is denied."""
+    heard = []
+
+    async def listen(stream: trio.abc.HalfCloseableStream) -> None:
+        heard.append(await stream.receive_some())
+
+    request = f"{first_word} / HTTP/1.1\r\nHost: bad.example\r\n\r\n".encode("latin-1")
+    internet["good.example"].tcp(port, listen)
+    for under in (policy, None):
+        async with guest_under(under, internet) as (guest, network):
+            stream = await guest.connect_tcp(SHARED, port)
+            await stream.send_all(request)
+            await last_words(stream)
+            if under is not None:
+                assert network.verdicts[-1].why == "unreadable"
+                assert not any(heard)
+    assert heard[-1] == request
+
+
+async def test_text_without_an_end_is_waited_for_and_then_refused(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """It could go on as a request; what has an end, or is no text, passes on the pin at once."""
+
+    async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+        async for octets in stream:
+            await stream.send_all(octets)
+
+    internet["good.example"].tcp(5222, echo)
+    async with guest_under(ONLY_GOOD, internet) as (guest, network):
+        for words in (b"<stream>\n", b"\x01\x02\x03"):
+            stream = await guest.connect_tcp(SHARED, 5222)
+            await stream.send_all(words)
+            assert await stream.receive_some() == words
+            assert network.verdicts[-1].why == "pin"
+        stream = await guest.connect_tcp(SHARED, 5222)
+        await stream.send_all(b"<stream>")
+        began = trio.current_time()
+        assert await last_words(stream) == b""
+        assert trio.current_time() - began == pytest.approx(10, abs=0.5)
+        assert network.flows[-1].sent == 0
+
+
 async def test_half_a_hello_is_waited_for_and_then_refused(
     internet: Internet, autojump_clock: MockClock
 ) -> None:

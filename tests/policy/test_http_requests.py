@@ -147,6 +147,11 @@ def test_an_absolute_target_is_for_the_port_that_is_called() -> None:
         (b"GET /\0 HTTP/1.1", "http.request_line"),
         (b"GET\xa0/\xa0HTTP/1.1", "http.request_line"),
         (b"GET\x1c/\x85HTTP/1.1", "http.request_line"),
+        (b"G@T / HTTP/1.1", "http.request_line"),
+        (b"GET: / HTTP/1.1", "http.request_line"),
+        (b'"GET" / HTTP/1.1', "http.request_line"),
+        (b"G\xc9T / HTTP/1.1", "http.request_line"),
+        (b"/ / HTTP/1.1", "http.request_line"),
         (b" GET / HTTP/1.1", "http.blank"),
         (b"\r\nGET / HTTP/1.1", "http.blank"),
         (b"\n\nGET / HTTP/1.1", "http.blank"),
@@ -254,8 +259,8 @@ def test_a_head_may_fill_64_kib_and_no_more() -> None:
     "octets",
     [
         b"\0",
-        b"\xff",
-        b"(",
+        b"\xff\0",
+        b"(\r\n",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"EHLO client.example\r\n",
         b"USER guest\r\n",
@@ -276,7 +281,7 @@ def test_a_head_may_fill_64_kib_and_no_more() -> None:
         b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 80\r\n",
         b"\r\n\r\n\0\r\nQUIT\n",
         b"/selector\r\n",
-        b"<?xml version='1.0'?>",
+        b"<?xml version='1.0'?>\n",
     ],
 )
 def test_other_protocols_are_other_protocols(octets: bytes) -> None:
@@ -284,7 +289,14 @@ def test_other_protocols_are_other_protocols(octets: bytes) -> None:
     assert read(octets) is NOT_HTTP
 
 
-@pytest.mark.parametrize("octets", [b"", b"S", b"SSH-2.0", b"GET /", b"\r\n", b"GET / HTTP/1.1\r"])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        *(b"", b"S", b"SSH-2.0", b"GET /", b"\r\n", b"GET / HTTP/1.1\r", b"\xff", b"(", b"G@T "),
+        b"<?xml version='1.0'?><stream:stream to='example.com'>",  # XMPP
+        b"( 2 ( edit-pipeline ) 17:svn://example.com ) ",  # Subversion
+    ],
+)
 def test_a_beginning_is_open(octets: bytes) -> None:
     """It may become a request, or something else."""
     reader = RequestReader(80)

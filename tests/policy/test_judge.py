@@ -36,6 +36,7 @@ from qemu_usernat.primitives.addresses import parse_address
 from tests.policy.policies import (
     GROUPS_HERE,
     NAMES,
+    ODD_NAME,
     OWN_NAMES,
     cases,
     packed,
@@ -396,6 +397,13 @@ def test_an_unpinned_address_has_no_udp_either() -> None:
         (deny_all.rule("allow a.example on udp/123"), "a.example", "b.example"),
         (deny_all.log_domain("a.example"), "", "a.example"),
         (allow_all, "a.example", ""),
+        (
+            deny_all.allow_domain("*.a.example"),
+            "",
+            r"x\046a.example x\046y.a.example x\032y.a.example",
+        ),
+        (deny_all.allow_domain("*.a.example").allow_dns(), r"x\046y.a.example", ""),
+        (allow_all.deny_domain("*.a.example"), r"x\046a.example", r"x\046y.a.example"),
         (NO_ADS, "a.example xads.example", "ads.example X.ADS.example. _a.b.ads.example"),
         (allow_all.deny_domain("a.example", on="tcp/80"), "a.example", ""),
         (deny_all.deny_domain("*.corp.example").allow_dns(), "a.example", "x.corp.example"),
@@ -480,7 +488,7 @@ def matches(rule: Rule, request: FlowRequest) -> bool:
         if pinned and pinned == request.names:
             return True
         return spoken if name is not None else bool(pinned or (wanted and (quic or unreadable)))
-    believed = {each for each in pinned if public or each in OWN_NAMES}
+    believed = {each for each in pinned - {ODD_NAME} if public or each in OWN_NAMES}
     if not believed or quic or unreadable:
         return False
     if protocol != "tcp":

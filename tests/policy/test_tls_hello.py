@@ -259,7 +259,9 @@ def test_nothing_comes_before_or_within_a_hello(octets: bytes, reason: str) -> N
     assert why(octets) == reason
 
 
-@pytest.mark.parametrize("version", [b"\x00\x02", b"\x03\x00", b"\x03\x01", b"\x03\x03"])
+@pytest.mark.parametrize(
+    "version", [b"\x00\x02", b"\x03\x00", b"\x03\x01", b"\x03\x03", b"\x03\x05", b"\x03\xff"]
+)
 def test_a_hello_of_ssl_2_is_unreadable(version: bytes) -> None:
     """It has no room for a name, and OpenSSL may still answer it."""
     octets = b"\x80\x2e\x01" + version + bytes(41)
@@ -290,6 +292,7 @@ def test_the_version_of_a_record_is_ignored(version: int) -> None:
         bytes.fromhex("16 01 00 5a a6ff19 00000001 2d"),
         bytes.fromhex("b7 00 00 01 85a6ff19"),
         bytes.fromhex("80 01 01 01 00"),  # no version of SSL 2
+        bytes.fromhex("80 01 01 04 00"),
         bytes.fromhex("80 01 00 01"),  # Thrift
         b"\xff\xff\xff\xff",
     ],
