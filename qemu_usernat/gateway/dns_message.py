@@ -201,15 +201,10 @@ def chain(query: Query, rrsets: Iterable[dns.rrset.RRset]) -> list[bytes]:
     return records
 
 
-def question(
-    identifier: int, flags: int, name: bytes, record_type: int, udp_size: int | None
-) -> bytes:
-    """A query of our own, for class IN; with EDNS where an answer may be of `udp_size` bytes."""
-    counts = 1, 0, 0, 0 if udp_size is None else 1
-    header = _HEADER.pack(identifier, flags, *counts)
-    opt = b""
-    if udp_size is not None:
-        opt = b"\0" + _RECORD.pack(dns.rdatatype.OPT, udp_size, 0, 0)
+def question(identifier: int, name: bytes, record_type: int) -> bytes:
+    """A query of our own, for class IN, recursion desired, with EDNS."""
+    header = _HEADER.pack(identifier, RD, 1, 0, 0, 1)
+    opt = b"\0" + _RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, 0, 0)
     return header + name + _QUESTION_END.pack(record_type, dns.rdataclass.IN) + opt
 
 
@@ -247,6 +242,11 @@ def _folded(question: bytes) -> bytes:
 def rcode_of(message: bytes) -> int:
     """The response code in the header."""
     return message[3] & RCODE_MASK
+
+
+def record_count(message: bytes) -> int:
+    """How many records a message says that it has."""
+    return sum(_HEADER.unpack_from(message)[3:])
 
 
 def for_guest(query: Query, message: bytes) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import dns.edns
+import dns.flags
 import dns.message
 import dns.name
 import dns.opcode
@@ -131,13 +132,16 @@ async def test_nothing_of_the_guest_s_but_the_name_leaves(
         monkeypatch.setattr(InternetWorld, "ask", watched)
         question = dns.message.make_query("SiTe.ExAmPlE", "A")
         option = dns.edns.GenericOption(dns.edns.OptionType.COOKIE, b"data")
-        question.use_edns(options=[option], payload=1232)
+        question.use_edns(options=[option], payload=0x4142)
+        question.flags |= dns.flags.CD | dns.flags.AD
         with guest.open_udp() as port:
             await port.send_to(question.to_wire(), "10.0.2.3", 53)
             answer = dns.message.from_wire((await port.receive_from())[0])
         assert str(answer.question[0].name) == "SiTe.ExAmPlE."
         (message,) = asked
         assert b"data" not in message
+        assert dns.message.from_wire(message).payload == 1232
+        assert dns.message.from_wire(message).flags == dns.flags.RD
         assert b"\x04site\x07example\x00" in message
 
 
