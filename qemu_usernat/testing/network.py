@@ -205,7 +205,8 @@ class VirtualNetwork:
     ) -> VirtualMachine:
         """A guest under QEMU on the wire of `guest`; `options` are those of `VirtualMachine`."""
         name = self._named(guest)
-        options.setdefault("network", self.netdev_arguments(name))
+        if "network" not in options:
+            options["network"] = self.netdev_arguments(name)
         options.setdefault("folder", self.folder / name)
         options.setdefault("accelerator", self._accelerator)
         return VirtualMachine(image, **options)
