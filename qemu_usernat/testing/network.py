@@ -34,6 +34,7 @@ from qemu_usernat.testing.capture import Capture
 from qemu_usernat.testing.event_log import EventLog
 from qemu_usernat.testing.fake_guest import FakeGuest
 from qemu_usernat.testing.faults import Faults
+from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
@@ -58,12 +59,15 @@ class VirtualNetwork:
     Without an `internet` there is one in which nothing is. `settings` are the network's, as in a
     configuration; `policy` says what guests may do. Each of `guests` has a wire of its own; the
     first MAC address is QEMU's default one. `seed` decides all that the faults leave to chance.
-    `folder` gets the logs of machines, and `accelerator` is theirs where they are not given
-    another one.
+    `folder` keeps the logs of machines, which are gone with the block without it; `accelerator` is
+    theirs where they are not given another one.
 
     Leaving the block raises what has gone wrong behind the test's back: a handler of the internet
     that raised, a bug in the server.
     """
+
+    folder: Path
+    """Where the logs are."""
 
     def __init__(
         self,
@@ -82,8 +86,7 @@ class VirtualNetwork:
                 'digits, "-" and "_"'
             )
         self.internet = Internet(seed) if internet is None else internet
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
-        """Where the logs are."""
+        self._folder = folder
         self._accelerator = accelerator
         self.flows: Records[FlowRecord] = Records("flows")
         """What guests have sent to the world: connections, datagrams, pings; the oldest first."""
@@ -132,7 +135,10 @@ class VirtualNetwork:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="usernat-") as sockets:  # a short path: 108 bytes
+        with (
+            kept_or_temporary(self._folder) as self.folder,
+            tempfile.TemporaryDirectory(prefix="usernat-") as sockets,  # a short path: 108 bytes
+        ):
             self._sockets = Path(sockets)
             async with helpers() as self._nursery:
                 for guest, wire in self._wires.items():

@@ -1,5 +1,7 @@
 """A network of a test: what its guests do is carried, recorded, and can be taken away from them."""
 
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -252,3 +254,24 @@ def test_names_of_guests_are_checked(guests: tuple[str, ...]) -> None:
     """They become the names of files."""
     with pytest.raises(ValueError, match="allowed: one or more names that differ"):
         VirtualNetwork(guests=guests)
+
+
+async def test_without_a_folder_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Neither by one that ran, nor by one that never did; logs have a place meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    VirtualNetwork()
+    async with VirtualNetwork() as network, guest_on(network):
+        (network.folder / "a log").write_text("words")
+        assert network.folder.parent == tmp_path
+    assert not os.listdir(tmp_path)
+
+
+async def test_a_folder_that_was_asked_for_is_kept(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """With the logs of its machines."""
+    async with VirtualNetwork(folder=tmp_path / "logs") as network:
+        (network.folder / "a log").write_text("words")
+    assert (tmp_path / "logs" / "a log").read_text() == "words"
