@@ -1,6 +1,5 @@
 """A network of a test: what its guests do is carried, recorded, and can be taken away from them."""
 
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -265,7 +264,7 @@ async def test_without_a_folder_nothing_is_left(
     async with VirtualNetwork() as network, guest_on(network):
         (network.folder / "a log").write_text("words")
         assert network.folder.parent == tmp_path
-    assert not os.listdir(tmp_path)
+    assert not list(await trio.Path(tmp_path).iterdir())
 
 
 async def test_a_folder_that_was_asked_for_is_kept(

@@ -139,7 +139,7 @@ async def test_without_a_folder_nothing_is_left(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     async with VirtualMachine(command=NO_GUEST) as vm:
         assert (vm.folder / "console.log").exists()
-    assert not os.listdir(tmp_path)
+    assert not list(await trio.Path(tmp_path).iterdir())
     with pytest.raises(QmpLost, match="QEMU is gone"):
         await vm.qmp("query-status")
 
