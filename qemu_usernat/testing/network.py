@@ -29,6 +29,7 @@ from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import guest_mac, netdev_arguments, version_of
+from qemu_usernat.testing import values
 from qemu_usernat.testing.background import Held
 from qemu_usernat.testing.capture import Capture
 from qemu_usernat.testing.event_log import EventLog
@@ -39,7 +40,15 @@ from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
 from qemu_usernat.testing.nurseries import helpers
-from qemu_usernat.testing.records import FlowRecord, RecordingWorld, Records, Verdict
+from qemu_usernat.testing.records import (
+    FLOW_FIELDS,
+    QUERY_FIELDS,
+    VERDICT_FIELDS,
+    FlowRecord,
+    RecordingWorld,
+    Records,
+    Verdict,
+)
 from qemu_usernat.testing.virtual_machine import QEMU, VirtualMachine
 from qemu_usernat.testing.wire import Wire
 
@@ -88,9 +97,10 @@ class VirtualNetwork:
         self.internet = Internet(seed) if internet is None else internet
         self._folder = folder
         self._accelerator = accelerator
-        self.flows: Records[FlowRecord] = Records("flows")
+        whose = {"guest": values.one_of(guests)}
+        self.flows: Records[FlowRecord] = Records("flows", {**FLOW_FIELDS, **whose})
         """What guests have sent to the world: connections, datagrams, pings; the oldest first."""
-        self.verdicts: Records[Verdict] = Records("verdicts")
+        self.verdicts: Records[Verdict] = Records("verdicts", {**VERDICT_FIELDS, **whose})
         """What the gateway has decided about each."""
         self.capture = Capture()
         """All frames on all wires."""
@@ -246,7 +256,8 @@ class VirtualNetwork:
     @property
     def dns_queries(self) -> Records[DnsQuery]:
         """What guests have asked for, beside the gateway's own names; the oldest first."""
-        return Records("DNS queries", self.internet.dns_queries)
+        fields = {**QUERY_FIELDS, "guest": values.one_of(self.guests)}
+        return Records("DNS queries", fields, self.internet.dns_queries)
 
     @property
     def counters(self) -> Counters:
@@ -349,7 +360,9 @@ class VirtualNetwork:
 
     def _make_world(self, server: Server) -> RecordingWorld:
         world = self.internet.make_world(server)
-        return RecordingWorld(world, self.flows, self.verdicts, self._name_of)
+        return RecordingWorld(
+            world, self.flows, self.verdicts, self._name_of, lambda at: server.router.link_of(at)
+        )
 
     def _name_of(self, address: str) -> str | None:
         for query in reversed(self.internet.dns_queries):
