@@ -88,6 +88,11 @@ class Delivery:
         port = self.switch.port_of(mac)
         return Guest(mac, "" if port is None else port.name, address)
 
+    def link_of(self, address: Address) -> str:
+        """The name of the link at which `address` was heard last; "" where it is gone."""
+        mac = self._neighbours.get(address)
+        return "" if mac is None else self.guest_at(mac, address).link
+
     def on_shown_mtu(self, mac: MacAddress, mtu: int) -> None:
         """The guest at `mac` has sent, or has said that it takes, an IP packet of `mtu` bytes."""
         port = self.switch.port_of(mac)

@@ -494,6 +494,10 @@ class Router:
 
     # -- who is who
 
+    def link_of(self, address: Address) -> str:
+        """The name of the link whose guest speaks from `address`; "" where none does."""
+        return self._delivery.link_of(address)
+
     def _is_guest(self, address: Address) -> bool:
         number = int.from_bytes(address, "big")
         return self._subnet[0] < number < self._subnet[1] and address not in self._own

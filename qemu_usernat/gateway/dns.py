@@ -77,6 +77,7 @@ class _Pending:
     transport: str
     reply: ReplyCallback
     untried: list[Upstream]
+    guest: str
     tokens: set[int] = field(factory=set)
     refusal: bytes | None = None
     deadline: float = NEVER
@@ -102,17 +103,24 @@ class DnsForwarder:
     _silent_until: dict[Upstream, float] = field(factory=dict, init=False)
     """Upstreams that did not answer lately, and until when they are asked last."""
 
-    def on_query(self, message: bytes, transport: str, reply: ReplyCallback, now: float) -> bool:
+    def on_query(
+        self, message: bytes, transport: str, reply: ReplyCallback, now: float, guest: str = ""
+    ) -> bool:
         """Answer a guest's message by one call of `reply`, at once or later.
 
         False if there will be none, because the message is no query at all. `transport` is "udp"
-        or "tcp": how it came, how it goes on, and how large an answer may be.
+        or "tcp": how it came, how it goes on, and how large an answer may be. `guest` is whose it
+        is, for an asker that wants to know.
         """
         if len(message) < dns_message.HEADER_LENGTH or dns_message.is_response(message):
             self.counters.count("dns.not_a_query")
             return False
-        self._answer_or_forward(message, transport, reply, now)
+        self._answer_or_forward(message, transport, reply, now, guest)
         return True
+
+    def guest_of(self, token: int) -> str:
+        """Whose question it is that is asked with `token`."""
+        return self._questions[token].pending.guest
 
     def on_answer(self, token: int, message: bytes | None, now: float) -> None:
         """An upstream's message, or None: that one failed (refused, unreachable, closed)."""
@@ -151,7 +159,7 @@ class DnsForwarder:
                 self._finish(pending, pending.refusal)
 
     def _answer_or_forward(
-        self, message: bytes, transport: str, reply: ReplyCallback, now: float
+        self, message: bytes, transport: str, reply: ReplyCallback, now: float, guest: str
     ) -> None:
         """The decision about a query, in the order of what can be known of it."""
         if not dns_message.is_standard_query(message):
@@ -172,10 +180,16 @@ class DnsForwarder:
         if known is not None:
             reply(known)
             return
-        self._forward(query, message, transport, reply, now)
+        self._forward(query, message, transport, reply, now, guest)
 
     def _forward(
-        self, query: Query, message: bytes, transport: str, reply: ReplyCallback, now: float
+        self,
+        query: Query,
+        message: bytes,
+        transport: str,
+        reply: ReplyCallback,
+        now: float,
+        guest: str,
     ) -> None:
         if len(self._waiting) >= PENDING_MAXIMUM:
             self.counters.count("dns.too_many_queries")
@@ -185,7 +199,7 @@ class DnsForwarder:
         untried = sorted(upstreams, key=lambda other: self._silent_until.get(other, now) > now)
         if len(untried) == 1:
             untried *= 2
-        pending = _Pending(query, message, transport, reply, untried)
+        pending = _Pending(query, message, transport, reply, untried, guest)
         if not self._ask_next(pending, now):
             self.counters.count("dns.no_upstream")
             self._finish(pending, None)
@@ -197,11 +211,12 @@ class DnsForwarder:
             self._last_token += 1
             token, identifier = self._last_token, self.random_id()
             message = dns_message.with_identifier(pending.message, identifier)
+            self._questions[token] = _Question(pending, upstream, identifier)
             if self.asker.ask(upstream, pending.transport, message, token):
-                self._questions[token] = _Question(pending, upstream, identifier)
                 pending.tokens.add(token)
                 self._wait(pending, now)
                 return True
+            del self._questions[token]
             self.counters.count("dns.upstream_failed")
         return False
 

@@ -69,7 +69,7 @@ class DnsGate:
         self, guest: Guest, message: bytes, transport: str, reply: ReplyCallback, now: float
     ) -> bool:
         """As `DnsForwarder.on_query`, of this guest."""
-        forward = self.forwarder.on_query
+        forward = partial(self.forwarder.on_query, guest=guest.link)
         if not self.admission.guards_names:
             return forward(message, transport, reply, now)
         if (

@@ -2,19 +2,27 @@
 the trio loop of a single test.
 
 It owns the thread, and what is held open in it; what that is, is the caller's affair.
+
+A caller may go before the answer comes: by Ctrl-C, or by a time limit that raises in its thread.
+What it has called is cancelled then. So everything that runs in the loop is a task of its one
+nursery, and is cancelled at the loop's end, whether or not anybody knows of it.
 """
 
+import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
-from types import CodeType, TracebackType
+from functools import partial
+from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import trio
 from attrs import define, field
 
 CHECK_TIME = 0.5  # seconds after which it is looked whether the loop still runs
+END_TIME = 10.0  # seconds for what is held to end in order, and for the rest to be cancelled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +58,10 @@ class Held(Generic[T]):
         finally:
             self._ended.set()
 
+    def abandon(self) -> None:
+        """In the loop: leave it without waiting for that, should it have been entered."""
+        self._released.set()
+
     async def release(self) -> None:
         """In the loop: leave the context, and raise what that raises. Once is enough."""
         self._released.set()
@@ -57,6 +69,35 @@ class Held(Generic[T]):
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+
+@define(eq=False)
+class _Call(Generic[T]):
+    """A function that runs in the loop for somebody outside."""
+
+    function: Callable[[], Awaitable[T]]
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    result: Future[T] = field(factory=Future)
+    """Cancelled, where the loop or the caller has gone before it was there."""
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """In the loop."""
+        try:
+            nursery.start_soon(self.run)
+        except RuntimeError:  # it has ended in this very moment
+            self.result.cancel()
+
+    async def run(self) -> None:
+        """In the loop."""
+        try:
+            with self.scope:
+                self.result.set_result(await self.function())
+        except trio.Cancelled:
+            raise
+        except BaseException as error:
+            self.result.set_exception(error)
+        finally:
+            self.result.cancel()  # which does nothing to one that is there
 
 
 @define(eq=False)
@@ -75,7 +116,10 @@ class BackgroundLoop:
 
     def __enter__(self) -> "BackgroundLoop":
         ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(ready,), name="usernat loop")
+        # A daemon: Python does not wait for it where the end was interrupted, or has failed.
+        self._thread = threading.Thread(
+            target=self._run, args=(ready,), name="usernat loop", daemon=True
+        )
         self._thread.start()
         ready.wait()
         if self._error is not None:
@@ -90,9 +134,20 @@ class BackgroundLoop:
     ) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._end.set)
-        self._thread.join()
-        if self._error is not None and error is None:
+        self._thread.join(2 * END_TIME)
+        if error is not None:
+            return
+        if self._thread.is_alive():
+            raise TimeoutError(
+                f"the background loop has not ended within {2 * END_TIME:g} s; it is {self._at()}"
+            )
+        if self._error is not None:
             raise self._error
+
+    def _at(self) -> str:
+        """Where its thread is: most likely in something that waits, and lets nothing else run."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "at\n" + "".join(traceback.format_stack(frame)[-4:]) if frame else "gone"
 
     def _run(self, ready: threading.Event) -> None:
         async def main() -> None:
@@ -101,8 +156,10 @@ class BackgroundLoop:
             async with trio.open_nursery() as self._nursery:
                 ready.set()
                 await self._end.wait()
-                while self._held:
-                    await self._held.pop().release()
+                with trio.move_on_after(END_TIME):
+                    while self._held:
+                        await self._held.pop().release()
+                self._nursery.cancel_scope.cancel()
 
         try:
             trio.run(main)
@@ -114,20 +171,39 @@ class BackgroundLoop:
     def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an async function in the loop; returns, or raises, what it does.
 
-        LoopEnded if the loop has ended, or ends before that.
+        LoopEnded if the loop has ended, or ends before that. What interrupts the caller cancels
+        the function.
         """
-
-        async def called() -> T:
-            return await function(*args, **kwargs)
-
+        if _in_trio():
+            raise RuntimeError("this call waits, and would hold up the trio loop that it is in")
+        call = self._begin(function, *args, **kwargs)
         try:
-            return trio.from_thread.run(called, trio_token=self._token)
-        except (trio.RunFinishedError, trio.Cancelled):
-            self._thread.join()  # the reason is known when it is gone
+            return call.result.result()
+        except CancelledError:
+            self._thread.join(END_TIME)  # the reason is known when it is gone
             raise LoopEnded("the background loop has ended") from self._error
-        except Exception as error:
-            error.__traceback__ = _from(called.__code__, error.__traceback__)
+        except BaseException as error:
+            if call.result.done():
+                error.__traceback__ = _within_call(error.__traceback__)
+            else:
+                self._cancel(call)
+                with suppress(CancelledError, TimeoutError):
+                    call.result.exception(END_TIME)
             raise
+
+    def _begin(
+        self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> _Call[T]:
+        call = _Call(partial(function, *args, **kwargs))
+        try:
+            self._token.run_sync_soon(lambda: call.start(self._nursery))
+        except trio.RunFinishedError:
+            call.result.cancel()
+        return call
+
+    def _cancel(self, call: _Call[Any]) -> None:
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(call.scope.cancel)
 
     def call_sync(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in the loop, as one that needs it there; also from another trio loop."""
@@ -156,43 +232,25 @@ class BackgroundLoop:
     ) -> T:
         """`call` for a task in another trio loop, which goes on meanwhile; it may be cancelled."""
         here, done = trio.lowlevel.current_trio_token(), trio.Event()
-        scope = trio.CancelScope()
-        results: list[T] = []
-        errors: list[BaseException] = []
 
-        async def run() -> None:
-            try:
-                with scope:
-                    results.append(await function(*args, **kwargs))
-            except Exception as error:
-                errors.append(error)
-            finally:
-                with suppress(trio.RunFinishedError):
-                    here.run_sync_soon(done.set)
-
-        def start() -> None:
-            try:
-                self._nursery.start_soon(run)
-            except RuntimeError:  # it has ended in this very moment
+        def tell(_: Future[T]) -> None:
+            with suppress(trio.RunFinishedError):
                 here.run_sync_soon(done.set)
 
+        call = self._begin(function, *args, **kwargs)
+        call.result.add_done_callback(tell)
         try:
-            self._token.run_sync_soon(start)
             await done.wait()
-        except trio.RunFinishedError:
-            pass
         except trio.Cancelled:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(scope.cancel)
+            self._cancel(call)
             with trio.CancelScope(shield=True):
                 await done.wait()
             raise
-        if errors:
-            raise errors[0]
-        if not results:
-            await trio.to_thread.run_sync(self._thread.join)
+        try:
+            return call.result.result()
+        except CancelledError:
+            await trio.to_thread.run_sync(self._thread.join, END_TIME)
             raise LoopEnded("the background loop has ended") from self._error
-        return results[0]
 
     def hold(self, manager: AbstractAsyncContextManager[T]) -> tuple[T, Callable[[], None]]:
         """Enter `manager` in the loop: what it gives, and what is to be called to leave it."""
@@ -202,7 +260,11 @@ class BackgroundLoop:
     async def begin(self, manager: AbstractAsyncContextManager[T]) -> tuple[T, Held[T]]:
         """In the loop: enter `manager`; what it gives, and the handle for `end`."""
         held = Held(manager)
-        value: T = await self._nursery.start(held.run)
+        try:
+            value: T = await self._nursery.start(held.run)
+        except trio.Cancelled:
+            held.abandon()
+            raise
         self._held.append(held)
         return value, held
 
@@ -220,9 +282,17 @@ def _alone(error: BaseException) -> BaseException:
     return error
 
 
-def _from(code: CodeType, trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from where `code` runs: without trio's way there."""
+def _within_call(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from where a call runs in the loop: without the way there."""
     inner = trace
-    while inner is not None and inner.tb_frame.f_code is not code:
+    while inner is not None and inner.tb_frame.f_code is not _Call.run.__code__:
         inner = inner.tb_next
     return inner or trace
+
+
+def _in_trio() -> bool:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True

@@ -52,6 +52,8 @@ class Capture:
         if octets_maximum <= 0:
             raise ValueError(f"octets_maximum is a number above 0, not {octets_maximum}")
         self.left = 0
+        self.guests: dict[str, None] = {}
+        """Whose wires these are; a filter that names another guest is an error."""
         self._maximum = octets_maximum
         self._began: float | None = None
         self._frames: deque[Frame] = deque()
@@ -92,7 +94,7 @@ class Capture:
 
     def frames(self, which: Filter = anything) -> list[Frame]:
         """Those that match, the oldest first."""
-        require_filter(which)
+        require_filter(which, self.guests)
         return [frame for frame in tuple(self._frames) if which.matches(frame)]
 
     def assert_none(self, which: Filter) -> None:
@@ -141,7 +143,7 @@ class Capture:
         With `after`, only of what came after that frame. TimeoutError after `timeout` seconds
         tells what was waited for, and the nearest that there was.
         """
-        require_filter(which)
+        require_filter(which, self.guests)
         await trio.lowlevel.checkpoint()
         for frame in self._since(after):
             if which.matches(frame):

@@ -97,6 +97,8 @@ class Faults:
         self.seed = seed
         self.rules: list[Rule] = []
         """Those that are in force, in the order in which frames meet them."""
+        self.guests: dict[str, None] = {}
+        """Whose wires these are; a filter that names another guest is an error."""
         self._made = 0
         self._going: trio.Event | None = None
         """Set when the wires go on again; None while they do."""
@@ -182,7 +184,7 @@ class Faults:
     def _rule(
         self, text: str, deed: Deed, which: Filter, probability: float, count: int | None
     ) -> Rule:
-        require_filter(which)
+        require_filter(which, self.guests)
         if not 0 <= probability <= 1:
             raise ValueError(f"probability is from 0 to 1, not {probability}")
         if count is not None and count < 1:

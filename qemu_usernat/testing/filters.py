@@ -15,7 +15,7 @@ is written: a port of 70000 would be met by no frame, and a test with it could n
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from ipaddress import IPv4Network, ip_address
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -23,7 +23,7 @@ from attrs import field, frozen
 from dns import rcode as dns_rcode
 from dns import rdatatype
 
-from qemu_usernat.primitives.addresses import format_mac, parse_mac
+from qemu_usernat.testing import values
 from qemu_usernat.testing.frames import Frame
 
 _PARENTHESES = "put parentheses around each comparison: (tcp.port == 443) & from_guest"
@@ -48,6 +48,10 @@ class Filter(ABC):
         """How nearly `frame` is one, from 0 to 1: what is shown first when there is none."""
         return float(self.matches(frame))
 
+    def guests(self) -> frozenset[str]:
+        """The guests that are named in it; whoever knows which there are can say if one is not."""
+        return frozenset()
+
     def __and__(self, other: "Filter") -> "Filter":
         return _Both(self, require_filter(other))
 
@@ -69,13 +73,18 @@ class Filter(ABC):
         )
 
 
-def require_filter(what: object) -> Filter:
-    """`what`, if it is an expression; TypeError otherwise."""
+def require_filter(what: object, guests: Collection[str] = ()) -> Filter:
+    """`what`, if it is an expression; TypeError otherwise.
+
+    Where it is known which `guests` there are, ValueError if it names another one.
+    """
     if not isinstance(what, Filter):
         raise TypeError(
             f"{what!r} is not a filter such as tcp.port == 443; if it is a part of one, "
             f"{_PARENTHESES}"
         )
+    for name in sorted(what.guests() - set(guests)) if guests else ():
+        raise ValueError(f"guest is {name!r}; allowed: {', '.join(map(repr, guests))}")
     return what
 
 
@@ -93,6 +102,9 @@ class _Both(Filter):
     def nearness(self, frame: Frame) -> float:
         return (self.left.nearness(frame) + self.right.nearness(frame)) / 2
 
+    def guests(self) -> frozenset[str]:
+        return self.left.guests() | self.right.guests()
+
     def __repr__(self) -> str:
         return f"{_inner(self.left)} & {_inner(self.right)}"
 
@@ -108,6 +120,9 @@ class _Either(Filter):
     def nearness(self, frame: Frame) -> float:
         return max(self.left.nearness(frame), self.right.nearness(frame))
 
+    def guests(self) -> frozenset[str]:
+        return self.left.guests() | self.right.guests()
+
     def __repr__(self) -> str:
         return f"{_inner(self.left)} | {_inner(self.right)}"
 
@@ -118,6 +133,9 @@ class _Not(Filter):
 
     def matches(self, frame: Frame) -> bool:
         return not self.inner.matches(frame)
+
+    def guests(self) -> frozenset[str]:
+        return self.inner.guests()
 
     def __repr__(self) -> str:
         return f"~{_inner(self.inner)}"
@@ -151,9 +169,14 @@ class _Test(Filter):
     text: str
     has: Callable[[Frame], bool]
     test: Callable[[Frame], bool]
+    named: frozenset[str] = frozenset()
+    """Guests."""
 
     def matches(self, frame: Frame) -> bool:
         return self.test(frame)
+
+    def guests(self) -> frozenset[str]:
+        return self.named
 
     def nearness(self, frame: Frame) -> float:
         if self.test(frame):
@@ -173,38 +196,42 @@ class Field(Generic[T]):
     accept: Callable[[str, Any], T] = field(kw_only=True)
     """The value that was written, as frames have it; TypeError or ValueError by name."""
 
-    def _test(self, text: str, test: Callable[[T], bool]) -> Filter:
+    def _test(self, text: str, test: Callable[[T], bool], *wanted: T) -> Filter:
         read = self.read
         return _Test(
             f"{self.name}{text}",
             lambda frame: any(True for _ in read(frame)),
             lambda frame: any(test(value) for value in read(frame)),
+            self._guests(*wanted),
         )
+
+    def _guests(self, *wanted: T) -> frozenset[str]:
+        """Those of the values that are names of guests."""
+        return frozenset()
 
     def __eq__(self, value: T) -> Filter:  # type: ignore[override]
         wanted = self.accept(self.name, value)
-        return self._test(f" == {value!r}", lambda found: found == wanted)
+        return self._test(f" == {value!r}", lambda found: found == wanted, wanted)
 
     def __ne__(self, value: T) -> Filter:  # type: ignore[override]
         wanted, read = self.accept(self.name, value), self.read
 
         def differs(frame: Frame) -> bool:
-            values = tuple(read(frame))
-            return bool(values) and wanted not in values
+            found = tuple(read(frame))
+            return bool(found) and wanted not in found
 
-        return _Test(
-            f"{self.name} != {value!r}", lambda frame: any(True for _ in read(frame)), differs
-        )
+        has = self._test("", lambda found: True).matches
+        return _Test(f"{self.name} != {value!r}", has, differs, self._guests(wanted))
 
     __hash__ = None  # type: ignore[assignment]
 
-    def one_of(self, *values: T) -> Filter:
-        """It is any of `values`."""
-        wanted = {self.accept(self.name, value) for value in values}
+    def one_of(self, *allowed: T) -> Filter:
+        """It is any of `allowed`."""
+        wanted = {self.accept(self.name, value) for value in allowed}
         if not wanted:
             raise ValueError(f"{self.name}.one_of() needs at least one value")
-        text = ", ".join(map(repr, values))
-        return self._test(f".one_of({text})", lambda found: found in wanted)
+        text = ", ".join(map(repr, allowed))
+        return self._test(f".one_of({text})", lambda found: found in wanted, *wanted)
 
     def __and__(self, other: object) -> NoReturn:
         raise TypeError(f"{self.name} & …: {_PARENTHESES}")
@@ -262,71 +289,24 @@ class NameField(Field[str]):
         )
 
 
+class GuestField(Field[str]):
+    """The name of a guest."""
+
+    def _guests(self, *wanted: str) -> frozenset[str]:
+        return frozenset(wanted)
+
+
 class OctetsField(Field[bytes]):
     """Octets."""
 
     def contains(self, octets: bytes) -> Filter:
         """`octets` are among them, in one piece."""
         wanted = self.accept(self.name, octets)
+        if not wanted:
+            raise ValueError(
+                f"{self.name}.contains(b''): every frame does; allowed: an octet or more"
+            )
         return self._test(f".contains({octets!r})", lambda found: wanted in found)
-
-
-# -- the values that may be written
-
-
-def _number(maximum: int) -> Callable[[str, Any], int]:
-    def accept(name: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is a number, and {value!r} is none")
-        if not 0 <= value <= maximum:
-            raise ValueError(f"{name} is from 0 to {maximum}: {value}")
-        return value
-
-    return accept
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is text, and {value!r} is none")
-    return value
-
-
-def _address(name: str, value: Any) -> str:
-    try:
-        return str(ip_address(_text(name, value)))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _mac(name: str, value: Any) -> str:
-    try:
-        return format_mac(parse_mac(_text(name, value)))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _domain(name: str, value: Any) -> str:
-    return _text(name, value).rstrip(".").lower()
-
-
-def _octets(name: str, value: Any) -> bytes:
-    if not isinstance(value, bytes):
-        raise TypeError(f"{name} are bytes, and {value!r} are none")
-    return value
-
-
-def _record_type(name: str, value: Any) -> str:
-    try:
-        return rdatatype.to_text(rdatatype.from_text(_text(name, value)))
-    except rdatatype.UnknownRdatatype as error:
-        raise ValueError(f"{name}: {value!r} is no type of records, such as 'AAAA'") from error
-
-
-def _response_code(name: str, value: Any) -> str:
-    try:
-        return dns_rcode.to_text(dns_rcode.from_text(_text(name, value)))
-    except dns_rcode.UnknownRcode as error:
-        raise ValueError(f"{name}: {value!r} is no response code, such as 'NXDOMAIN'") from error
 
 
 # -- the words
@@ -335,13 +315,13 @@ def _response_code(name: str, value: Any) -> str:
 def _each(read: Callable[[Frame], Any], *attributes: str) -> Callable[[Frame], tuple[Any, ...]]:
     """Those attributes of what `read` finds; nothing where it finds nothing."""
 
-    def values(frame: Frame) -> tuple[Any, ...]:
+    def found(frame: Frame) -> tuple[Any, ...]:
         content = read(frame)
         if content is None:
             return ()
         return tuple(getattr(content, attribute) for attribute in attributes)
 
-    return values
+    return found
 
 
 def _ip_of(frame: Frame) -> Any:
@@ -383,71 +363,76 @@ def _is_answer(frame: Frame) -> bool:
     return frame.dns is not None and bool(frame.dns.flags & 0x8000)  # QR (RFC 1035, 4.1.1)
 
 
-_PORT = _number(0xFFFF)
-_OCTET = _number(0xFF)
-_LENGTH = _number(1 << 32)
-
-
 class _Ethernet:
     """The Ethernet header; every frame has it."""
 
-    source = Field("eth.source", lambda frame: (frame.source,), accept=_mac)
-    destination = Field("eth.destination", lambda frame: (frame.destination,), accept=_mac)
-    address = Field("eth.address", lambda frame: (frame.source, frame.destination), accept=_mac)
-    type = NumberField("eth.type", lambda frame: (frame.ethertype,), accept=_PORT)
+    source = Field("eth.source", lambda frame: (frame.source,), accept=values.mac)
+    destination = Field("eth.destination", lambda frame: (frame.destination,), accept=values.mac)
+    address = Field(
+        "eth.address", lambda frame: (frame.source, frame.destination), accept=values.mac
+    )
+    type = NumberField("eth.type", lambda frame: (frame.ethertype,), accept=values.port)
 
 
 class _Ip(_Truth):
     """IPv4."""
 
-    source = AddressField("ip.source", _each(_ip_of, "source"), accept=_address)
-    destination = AddressField("ip.destination", _each(_ip_of, "destination"), accept=_address)
-    address = AddressField("ip.address", _each(_ip_of, "source", "destination"), accept=_address)
-    protocol = NumberField("ip.protocol", _each(_ip_of, "protocol"), accept=_OCTET)
-    ttl = NumberField("ip.ttl", _each(_ip_of, "ttl"), accept=_OCTET)
+    source = AddressField("ip.source", _each(_ip_of, "source"), accept=values.address)
+    destination = AddressField(
+        "ip.destination", _each(_ip_of, "destination"), accept=values.address
+    )
+    address = AddressField(
+        "ip.address", _each(_ip_of, "source", "destination"), accept=values.address
+    )
+    protocol = NumberField("ip.protocol", _each(_ip_of, "protocol"), accept=values.octet)
+    ttl = NumberField("ip.ttl", _each(_ip_of, "ttl"), accept=values.octet)
     fragment = _Truth("ip.fragment", lambda frame: frame.ip and frame.ip.is_fragment)
 
 
 class _Tcp(_Truth):
     """TCP."""
 
-    source_port = NumberField("tcp.source_port", _each(_tcp_of, "source_port"), accept=_PORT)
+    source_port = NumberField("tcp.source_port", _each(_tcp_of, "source_port"), accept=values.port)
     destination_port = NumberField(
-        "tcp.destination_port", _each(_tcp_of, "destination_port"), accept=_PORT
+        "tcp.destination_port", _each(_tcp_of, "destination_port"), accept=values.port
     )
-    port = NumberField("tcp.port", _each(_tcp_of, "source_port", "destination_port"), accept=_PORT)
+    port = NumberField(
+        "tcp.port", _each(_tcp_of, "source_port", "destination_port"), accept=values.port
+    )
     syn = _Truth("tcp.syn", lambda frame: frame.tcp and frame.tcp.syn)
     ack = _Truth("tcp.ack", lambda frame: frame.tcp and frame.tcp.ack)
     fin = _Truth("tcp.fin", lambda frame: frame.tcp and frame.tcp.fin)
     rst = _Truth("tcp.rst", lambda frame: frame.tcp and frame.tcp.rst)
     psh = _Truth("tcp.psh", lambda frame: frame.tcp and frame.tcp.psh)
-    payload = OctetsField("tcp.payload", _each(_tcp_of, "payload"), accept=_octets)
+    payload = OctetsField("tcp.payload", _each(_tcp_of, "payload"), accept=values.octets)
 
 
 class _Udp(_Truth):
     """UDP."""
 
-    source_port = NumberField("udp.source_port", _each(_udp_of, "source_port"), accept=_PORT)
+    source_port = NumberField("udp.source_port", _each(_udp_of, "source_port"), accept=values.port)
     destination_port = NumberField(
-        "udp.destination_port", _each(_udp_of, "destination_port"), accept=_PORT
+        "udp.destination_port", _each(_udp_of, "destination_port"), accept=values.port
     )
-    port = NumberField("udp.port", _each(_udp_of, "source_port", "destination_port"), accept=_PORT)
-    payload = OctetsField("udp.payload", _each(_udp_of, "payload"), accept=_octets)
+    port = NumberField(
+        "udp.port", _each(_udp_of, "source_port", "destination_port"), accept=values.port
+    )
+    payload = OctetsField("udp.payload", _each(_udp_of, "payload"), accept=values.octets)
 
 
 class _Icmp(_Truth):
     """ICMP."""
 
-    type = NumberField("icmp.type", _each(_icmp_of, "type"), accept=_OCTET)
-    code = NumberField("icmp.code", _each(_icmp_of, "code"), accept=_OCTET)
+    type = NumberField("icmp.type", _each(_icmp_of, "type"), accept=values.octet)
+    code = NumberField("icmp.code", _each(_icmp_of, "code"), accept=values.octet)
 
 
 class _Dns(_Truth):
     """DNS: `name` is any that is asked for or answered, `type` what is asked for."""
 
-    name = NameField("dns.name", _names, accept=_domain)
-    type = Field("dns.type", _record_types, accept=_record_type)
-    rcode = Field("dns.rcode", _response_codes, accept=_response_code)
+    name = NameField("dns.name", _names, accept=values.domain)
+    type = Field("dns.type", _record_types, accept=values.record_type)
+    rcode = Field("dns.rcode", _response_codes, accept=values.response_code)
     query = _Truth("dns.query", lambda frame: frame.dns and not _is_answer(frame))
     answer = _Truth("dns.answer", _is_answer)
 
@@ -491,8 +476,8 @@ to_guest = _Truth("to_guest", lambda frame: frame.to_guest)
 anything = _Truth("anything", lambda frame: True)
 """Every frame."""
 
-guest = Field("guest", lambda frame: (frame.guest,), accept=_text)
+guest = GuestField("guest", lambda frame: (frame.guest,), accept=values.text)
 """The name of the guest whose wire it was on."""
 
-length = NumberField("length", lambda frame: (len(frame),), accept=_LENGTH)
+length = NumberField("length", lambda frame: (len(frame),), accept=values.size)
 """How many octets it has, from the Ethernet header on."""

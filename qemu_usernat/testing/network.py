@@ -29,16 +29,26 @@ from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import guest_mac, netdev_arguments, version_of
+from qemu_usernat.testing import values
 from qemu_usernat.testing.background import Held
 from qemu_usernat.testing.capture import Capture
 from qemu_usernat.testing.event_log import EventLog
 from qemu_usernat.testing.fake_guest import FakeGuest
 from qemu_usernat.testing.faults import Faults
+from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
 from qemu_usernat.testing.nurseries import helpers
-from qemu_usernat.testing.records import FlowRecord, RecordingWorld, Records, Verdict
+from qemu_usernat.testing.records import (
+    FLOW_FIELDS,
+    QUERY_FIELDS,
+    VERDICT_FIELDS,
+    FlowRecord,
+    RecordingWorld,
+    Records,
+    Verdict,
+)
 from qemu_usernat.testing.virtual_machine import QEMU, VirtualMachine
 from qemu_usernat.testing.wire import Wire
 
@@ -58,12 +68,15 @@ class VirtualNetwork:
     Without an `internet` there is one in which nothing is. `settings` are the network's, as in a
     configuration; `policy` says what guests may do. Each of `guests` has a wire of its own; the
     first MAC address is QEMU's default one. `seed` decides all that the faults leave to chance.
-    `folder` gets the logs of machines, and `accelerator` is theirs where they are not given
-    another one.
+    `folder` keeps the logs of machines, which are gone with the block without it; `accelerator` is
+    theirs where they are not given another one.
 
     Leaving the block raises what has gone wrong behind the test's back: a handler of the internet
     that raised, a bug in the server.
     """
+
+    folder: Path
+    """Where the logs are."""
 
     def __init__(
         self,
@@ -82,12 +95,12 @@ class VirtualNetwork:
                 'digits, "-" and "_"'
             )
         self.internet = Internet(seed) if internet is None else internet
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
-        """Where the logs are."""
+        self._folder = folder
         self._accelerator = accelerator
-        self.flows: Records[FlowRecord] = Records("flows")
+        whose = {"guest": values.one_of(guests)}
+        self.flows: Records[FlowRecord] = Records("flows", {**FLOW_FIELDS, **whose})
         """What guests have sent to the world: connections, datagrams, pings; the oldest first."""
-        self.verdicts: Records[Verdict] = Records("verdicts")
+        self.verdicts: Records[Verdict] = Records("verdicts", {**VERDICT_FIELDS, **whose})
         """What the gateway has decided about each."""
         self.capture = Capture()
         """All frames on all wires."""
@@ -132,7 +145,10 @@ class VirtualNetwork:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="usernat-") as sockets:  # a short path: 108 bytes
+        with (
+            kept_or_temporary(self._folder) as self.folder,
+            tempfile.TemporaryDirectory(prefix="usernat-") as sockets,  # a short path: 108 bytes
+        ):
             self._sockets = Path(sockets)
             async with helpers() as self._nursery:
                 for guest, wire in self._wires.items():
@@ -205,7 +221,8 @@ class VirtualNetwork:
     ) -> VirtualMachine:
         """A guest under QEMU on the wire of `guest`; `options` are those of `VirtualMachine`."""
         name = self._named(guest)
-        options.setdefault("network", self.netdev_arguments(name))
+        if "network" not in options:
+            options["network"] = self.netdev_arguments(name)
         options.setdefault("folder", self.folder / name)
         options.setdefault("accelerator", self._accelerator)
         return VirtualMachine(image, **options)
@@ -239,7 +256,8 @@ class VirtualNetwork:
     @property
     def dns_queries(self) -> Records[DnsQuery]:
         """What guests have asked for, beside the gateway's own names; the oldest first."""
-        return Records("DNS queries", self.internet.dns_queries)
+        fields = {**QUERY_FIELDS, "guest": values.one_of(self.guests)}
+        return Records("DNS queries", fields, self.internet.dns_queries)
 
     @property
     def counters(self) -> Counters:
@@ -342,7 +360,9 @@ class VirtualNetwork:
 
     def _make_world(self, server: Server) -> RecordingWorld:
         world = self.internet.make_world(server)
-        return RecordingWorld(world, self.flows, self.verdicts, self._name_of)
+        return RecordingWorld(
+            world, self.flows, self.verdicts, self._name_of, lambda at: server.router.link_of(at)
+        )
 
     def _name_of(self, address: str) -> str | None:
         for query in reversed(self.internet.dns_queries):

@@ -6,7 +6,7 @@ gateway answers by itself it sees the refusals only.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TypeVar, overload
 
@@ -23,8 +23,10 @@ from qemu_usernat.nat.tcp.states import HostState
 from qemu_usernat.nat.udp import GuestDatagrams, HostDatagrams, UdpMapping
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.tables import Network
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.router import EchoRequest
+from qemu_usernat.testing import values
 from qemu_usernat.wire.packets import Buffer
 
 RECORDS_MAXIMUM = 100_000
@@ -61,7 +63,10 @@ class FlowRecord:
 
     protocol: str
     """``tcp``, ``udp`` or ``icmp``."""
-    guest: Peer
+    guest: str
+    """The guest's name."""
+    source: Peer
+    """Address and port that it comes from."""
     destination: Peer
     name: str | None
     """The name that a guest looked up to get the address, if any did."""
@@ -101,8 +106,8 @@ class FlowRecord:
     def __repr__(self) -> str:
         name = f" ({self.name})" if self.name else ""
         return (
-            f"<{self.protocol} {self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, "
-            f"{self.outcome.value}, {self.sent} octets out, {self.received} in>"
+            f"<{self.protocol} {self.source[0]}:{self.source[1]} → {self.address}:{self.port}{name}"
+            f", {self.outcome.value}, {self.sent} octets out, {self.received} in>"
         )
 
 
@@ -112,11 +117,15 @@ class Verdict:
 
     allowed: bool
     protocol: str
-    """``tcp``, ``udp``, ``icmp``, or the number of another."""
-    guest: Peer
+    """``tcp``, ``udp``, ``icmp``, ``dns`` for a question, or the number of another."""
+    guest: str
+    """The guest's name."""
+    source: Peer
+    """Address and port that it comes from; the port is 0, as a verdict does not depend on it."""
     destination: Peer
+    """Address and port; the address is "" for a question."""
     name: str | None
-    """The name that a guest looked up to get the address, if any did."""
+    """The name that a guest looked up to get the address, if any did; that which it asks for."""
     why: str
     """One of `policy.why.Why`."""
     rule: str = ""
@@ -141,10 +150,46 @@ class Verdict:
         name = f" ({self.name})" if self.name else ""
         return (
             f"<{'allowed' if self.allowed else 'denied'}: {self.protocol} "
-            f"{self.guest[0]}:{self.guest[1]} → {self.address}:{self.port}{name}, {self.why}"
+            f"{self.source[0]}:{self.source[1]} → {self.address}:{self.port}{name}, {self.why}"
             f"{f' ({self.rule})' if self.rule else ''}>"
         )
 
+
+_FLOWS: Mapping[str, values.Accept] = {
+    "protocol": values.one_of(("tcp", "udp", "icmp")),
+    "source": values.peer,
+    "destination": values.peer,
+    "address": values.address,
+    "port": values.port,
+    "name": values.name_or_none,
+    "host": values.host,
+    "allowed": values.truth,
+}
+
+FLOW_FIELDS: Mapping[str, values.Accept] = {
+    **_FLOWS,
+    "outcome": values.member(Outcome),
+    "opened_at": values.moment,
+    "sent": values.size,
+    "received": values.size,
+}
+"""What a test may ask of flows, beside whose they are; and below of the others."""
+
+VERDICT_FIELDS: Mapping[str, values.Accept] = {
+    **_FLOWS,
+    "protocol": values.protocol,
+    "why": values.one_of(why.value for why in Why if why is not Why.HELD),  # which is no verdict
+    "rule": values.text,
+}
+
+QUERY_FIELDS: Mapping[str, values.Accept] = {
+    "name": values.domain,
+    "type": values.record_type,
+    "transport": values.one_of(("udp", "tcp")),
+    "outcome": values.dns_outcome,
+    "answers": values.texts,
+    "time": values.moment,
+}
 
 T = TypeVar("T")
 
@@ -155,23 +200,38 @@ class Records(Sequence[T]):
     One that is empty says so in its repr, and what there was instead.
     """
 
-    def __init__(self, kind: str, records: Iterable[T] = (), among: Sequence[T] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        fields: Mapping[str, values.Accept],
+        records: Iterable[T] = (),
+        among: Sequence[T] = (),
+    ) -> None:
+        """`fields` are the attributes that may be asked for, and what is accepted for each."""
         self._kind = kind
+        self._fields = fields
         self._records = deque(records, RECORDS_MAXIMUM)
         self._among = among
 
     def where(self, **wanted: object) -> "Records[T]":
         """Those whose attributes have these values: ``flows.where(port=443, protocol="tcp")``.
 
-        AttributeError for an attribute that they do not have.
+        Names may be in any case, with or without the final dot. AttributeError for an attribute
+        that they do not have, TypeError or ValueError for a value that none could have.
         """
+        for name in wanted:
+            if name not in self._fields:
+                raise AttributeError(
+                    f"{self._kind} have no {name!r}; allowed: {', '.join(sorted(self._fields))}"
+                )
+        accepted = {name: self._fields[name](name, value) for name, value in wanted.items()}
         found = (
             record
             for record in self
-            if all(getattr(record, name) == value for name, value in wanted.items())
+            if all(getattr(record, name) == value for name, value in accepted.items())
         )
         words = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
-        return Records(f"{self._kind} with {words}", found, among=tuple(self))
+        return Records(f"{self._kind} with {words}", self._fields, found, among=tuple(self))
 
     def append(self, record: T) -> None:
         """For the one who keeps them."""
@@ -195,7 +255,7 @@ class Records(Sequence[T]):
 
     def __getitem__(self, index: int | slice) -> "T | Records[T]":
         if isinstance(index, slice):
-            return Records(self._kind, tuple(self._records)[index])
+            return Records(self._kind, self._fields, tuple(self._records)[index])
         return self._records[index]
 
     def __repr__(self) -> str:
@@ -222,14 +282,15 @@ class RecordingWorld:
     verdicts: Records[Verdict]
     name_of: Callable[[str], str | None]
     """The name that was looked up to get an address."""
+    guest_at: Callable[[Address], str]
+    """The name of the guest that speaks from an address."""
     _pings: dict[tuple[Address, int, Address], FlowRecord] = field(factory=dict)
 
     # -- for the router
 
     def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
         """Pass on, and note what becomes of it."""
-        guest, guest_port, _, _ = flow.key
-        record = self._begin("tcp", (format_address(guest), guest_port), address, port)
+        record = self._begin("tcp", flow.key[:2], address, port)
         record._flow = flow
         try:
             self.world.dial(flow, address, port)
@@ -253,8 +314,7 @@ class RecordingWorld:
         key = request.guest, identifier, request.destination
         record = self._pings.get(key)
         if record is None:
-            guest = format_address(request.guest), identifier
-            record = self._begin("icmp", guest, request.destination, 0)
+            record = self._begin("icmp", (request.guest, identifier), request.destination, 0)
             self._pings[key] = record
             while len(self._pings) > PINGS_MAXIMUM:
                 del self._pings[next(iter(self._pings))]
@@ -312,6 +372,7 @@ class RecordingWorld:
             Verdict(
                 verdict.action == ALLOW,
                 request.protocol,
+                decision.guest.link,
                 (format_address(decision.guest.address), 0),
                 (address, request.port),
                 decision.name or self.name_of(address),
@@ -320,10 +381,18 @@ class RecordingWorld:
             )
         )
 
-    def _begin(self, protocol: str, guest: Peer, address: Address, port: int) -> FlowRecord:
-        text = format_address(address)
-        name = self.name_of(text)
-        record = FlowRecord(protocol, guest, (text, port), name, trio.current_time())
+    def _begin(
+        self, protocol: str, source: tuple[Address, int], address: Address, port: int
+    ) -> FlowRecord:
+        text, guest = format_address(address), self.guest_at(source[0])
+        record = FlowRecord(
+            protocol,
+            guest,
+            (format_address(source[0]), source[1]),
+            (text, port),
+            self.name_of(text),
+            trio.current_time(),
+        )
         self.flows.append(record)
         return record
 
@@ -375,7 +444,7 @@ class _RecordedDatagrams:
     host: HostDatagrams
     guest: GuestDatagrams
     mapping: UdpMapping
-    begin: Callable[[str, Peer, Address, int], FlowRecord]
+    begin: Callable[[str, tuple[Address, int], Address, int], FlowRecord]
     _records: dict[tuple[Address, int], FlowRecord] = field(factory=dict)
 
     # -- towards the world
@@ -383,8 +452,7 @@ class _RecordedDatagrams:
     def send(self, payload: Buffer, address: Address, port: int) -> None:
         record = self._records.get((address, port))
         if record is None:
-            guest, guest_port = self.mapping.key
-            record = self.begin("udp", (format_address(guest), guest_port), address, port)
+            record = self.begin("udp", self.mapping.key, address, port)
             record.outcome = Outcome.OPEN
             self._records[address, port] = record
         record.sent += len(payload)

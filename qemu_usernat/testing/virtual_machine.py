@@ -35,6 +35,7 @@ from qemu_usernat.testing.architectures import (
     is_of_host,
 )
 from qemu_usernat.testing.console import CommandTimeout, ConsoleLost, VmConsole, WaitTimeout
+from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage, default_cache
 from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.testing.qmp import Qmp, QmpEvent, QmpLost
@@ -63,9 +64,9 @@ class VirtualMachine:
 
     `network` is QEMU's arguments for the card (`netdev_arguments` makes them), `arguments` are any
     others. `memory` is in MiB; None is 512, or more where `image` needs more. `accelerator` is
-    "kvm" or "tcg"; None is KVM where a guest truly boots with it. `folder` gets console.log,
-    qemu.log and, where there is a second serial port, kernel.log; a new temporary one is made if it
-    is not given. With `reboots` a guest that reboots does so; otherwise that ends QEMU, and so does
+    "kvm" or "tcg"; None is KVM where a guest truly boots with it. `folder` keeps console.log,
+    qemu.log and, where there is a second serial port, kernel.log; without it they are gone with the
+    block. With `reboots` a guest that reboots does so; otherwise that ends QEMU, and so does
     a panic.
 
     UserError, with QEMU's own words, when it does not start or `image` does not come up in
@@ -74,6 +75,8 @@ class VirtualMachine:
 
     console: VmConsole
     """The first serial port."""
+    folder: Path
+    """Where the logs are."""
     boot_time: float | None = None
     """Seconds that an `image` took from its kernel's first moment to its shell, lease included."""
 
@@ -119,13 +122,12 @@ class VirtualMachine:
         self._memory = max(MEMORY, needed) if memory is None else memory
         self._cpus, self._reboots = cpus, reboots
         self._boot_time_limit = boot_time_limit
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="qemu-usernat-"))
-        """Where the logs are."""
+        self._folder = folder
         self._running: AbstractAsyncContextManager[None] | None = None
         self._has_room_for_snapshots = False
 
     def __repr__(self) -> str:
-        return f"<VirtualMachine in {self.folder}>"
+        return f"<VirtualMachine in {self._folder or 'a temporary folder'}>"
 
     async def __aenter__(self) -> "VirtualMachine":
         self._running = self._run()
@@ -267,8 +269,10 @@ class VirtualMachine:
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         accelerator = self._accelerator or await self._best_accelerator()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "console.log").open("wb", buffering=0) as log:
+        with (
+            kept_or_temporary(self._folder) as self.folder,
+            (self.folder / "console.log").open("wb", buffering=0) as log,
+        ):
             self._start(accelerator, log)
             try:
                 async with helpers() as nursery:
@@ -406,7 +410,9 @@ class VirtualMachine:
             self.process.wait(0.5)  # it has closed its ends: it is on its way
         status = self.process.poll()
         ended = "QEMU still runs" if status is None else f"QEMU ended with {status}"
-        words = (self.folder / "qemu.log").read_text(errors="replace").strip()
+        words = ""
+        with suppress(FileNotFoundError):  # asked after the end, of a temporary folder
+            words = (self.folder / "qemu.log").read_text(errors="replace").strip()
         return f"{ended}: {words}" if words else ended
 
 

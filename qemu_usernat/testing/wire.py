@@ -164,6 +164,8 @@ class Wire:
         self.guest = guest
         self.capture = capture
         self.faults = Faults() if faults is None else faults
+        for each in (self.capture, self.faults):
+            each.guests[guest] = None
         self.connections = 0
         """How many QEMUs have come."""
         self._dial = dial

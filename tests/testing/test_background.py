@@ -1,12 +1,15 @@
 """A loop in another thread: calls come back, what is held ends in order, nothing hangs."""
 
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
 
+from qemu_usernat.testing import background
 from qemu_usernat.testing.background import BackgroundLoop, LoopEnded
 
 
@@ -192,3 +195,113 @@ async def test_a_loop_that_has_ended_says_so() -> None:
         pass
     with pytest.raises(LoopEnded):
         await loop.bridge(trio.sleep, 0)
+
+
+class Impatient(BaseException):
+    """What a test's time limit raises, in the middle of a call: pytest-timeout does it so."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """A signal, as of Ctrl-C, after that many seconds."""
+
+    def on_alarm(number: int, frame: object) -> None:
+        raise Impatient
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.timeout(60)
+def test_who_is_interrupted_leaves_nothing_running(loop: BackgroundLoop) -> None:
+    """Ctrl-C ends what was called, before anything else is done with it."""
+    ended = threading.Event()
+
+    async def endless() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    with pytest.raises(Impatient), time_limit(0.1):
+        loop.call(endless)
+    assert ended.is_set()
+    loop.call(trio.sleep, 0)
+
+
+@pytest.mark.timeout(60)
+def test_a_guest_that_boots_is_gone_when_its_test_is_interrupted() -> None:
+    """Nobody knows yet that it is there: it ends all the same, and so does the loop."""
+    diary = Diary()
+
+    @asynccontextmanager
+    async def boots_for_ever() -> AsyncIterator[None]:
+        async with diary.room("machine"):
+            await trio.sleep_forever()
+            yield
+
+    began = time.monotonic()
+    with BackgroundLoop() as loop:
+        loop.hold(diary.room("network"))
+        with pytest.raises(Impatient), time_limit(0.1):
+            loop.hold(boots_for_ever())
+        assert diary.lines == ["enter network", "enter machine", "leave machine"]
+    assert diary.lines[-1] == "leave network"
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.timeout(60)
+def test_the_end_cancels_what_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of another thread, and what is held and does not end when it is told to."""
+    monkeypatch.setattr(background, "END_TIME", 0.2)
+    told: list[BaseException] = []
+
+    @asynccontextmanager
+    async def stays() -> AsyncIterator[None]:
+        yield
+        await trio.sleep_forever()
+
+    def wait(loop: BackgroundLoop) -> None:
+        try:
+            loop.call(trio.sleep_forever)
+        except BaseException as error:
+            told.append(error)
+
+    with BackgroundLoop() as loop:
+        loop.hold(stays())
+        caller = threading.Thread(target=wait, args=(loop,), daemon=True)
+        caller.start()
+    caller.join(5)
+    assert [type(error) for error in told] == [LoopEnded]
+
+
+@pytest.mark.timeout(60)
+def test_a_loop_that_cannot_end_says_what_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that blocks, say: the test goes on without it, and is told which."""
+    monkeypatch.setattr(background, "END_TIME", 0.2)
+    go_on = threading.Event()
+
+    async def handler_that_blocks() -> None:
+        go_on.wait()
+
+    with (
+        pytest.raises(TimeoutError, match="handler_that_blocks"),
+        BackgroundLoop() as loop,
+        pytest.raises(Impatient),
+        time_limit(0.1),
+    ):
+        loop.call(handler_that_blocks)
+    go_on.set()
+    loop._thread.join(5)
+    assert not loop._thread.is_alive()
+
+
+async def test_a_call_from_a_trio_loop_is_refused(loop: BackgroundLoop) -> None:
+    """It would hold up the test's own tasks; `bridge` is for them."""
+    with pytest.raises(RuntimeError, match="hold up"):
+        loop.call(trio.sleep, 0)

@@ -1,5 +1,6 @@
 """A network of a test: what its guests do is carried, recorded, and can be taken away from them."""
 
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from trio.testing import MockClock
 from qemu_usernat.config.network import Network
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing.fake_guest import FakeGuest
-from qemu_usernat.testing.filters import dns, tcp
+from qemu_usernat.testing.filters import dns, guest, tcp
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.network import VirtualNetwork
 from qemu_usernat.testing.records import Outcome
@@ -64,7 +65,8 @@ async def test_a_guest_s_page_leaves_its_traces(
         assert (flow.protocol, flow.name, flow.outcome) == ("tcp", "site.example", Outcome.ENDED)
         assert flow.sent == len(HELLO)
         assert flow.received > len(b"hello")
-        assert flow.guest[0] == guest.address == "10.0.2.15"
+        assert flow.guest == "guest"
+        assert flow.source[0] == guest.address == "10.0.2.15"
         network.capture.assert_some(tcp.port == 80)
         network.capture.assert_some(dns)
         told = network.event_log()
@@ -157,13 +159,57 @@ async def test_guests_have_wires_of_their_own(
     ):
         assert one.mac != two.mac
         assert await page(one) == await page(two) == b"hello"
-        assert {flow.guest[0] for flow in network.flows} == {one.address, two.address}
+        assert {(flow.guest, flow.source[0]) for flow in network.flows} == {
+            ("one", one.address),
+            ("two", two.address),
+        }
         network.disconnect("one")
         await two.ping("10.0.2.2")
         await trio.testing.wait_all_tasks_blocked()
         assert (one.connected, two.connected) == (False, True)
         with pytest.raises(UserError, match="'three'; allowed: one, two"):
             network.wire("three")
+
+
+async def test_what_one_guest_did_is_asked_by_its_name(
+    internet: Internet, autojump_clock: MockClock
+) -> None:
+    """In all records; whoever is no guest here cannot be asked for, in filters neither."""
+    internet["site.example"].udp(7, lambda payload, source: payload)
+    internet["site.example"].name_server()
+    async with (
+        VirtualNetwork(internet, guests=("one", "two")) as network,
+        guest_on(network, "one") as one,
+        guest_on(network, "two") as two,
+    ):
+        assert await page(two) == b"hello"
+        await two.ping(SITE)
+        with two.open_udp() as socket:
+            await socket.send_to(b"x", SITE, 7)
+            await socket.receive_from()
+        with pytest.raises(ConnectionRefusedError):
+            await two.connect_tcp("198.51.100.7", 443)
+        await one.ping("10.0.2.2")
+        for records in (network.flows, network.verdicts, network.dns_queries):
+            assert records.where(guest="two")
+            assert not records.where(guest="one")
+            with pytest.raises(ValueError, match="guest is 'three'; allowed: 'one', 'two'"):
+                records.where(guest="three")
+        assert len(network.flows.where(guest="two")) == 4
+        host = internet["site.example"]
+        assert {record.guest for record in host.connections} == {"two"}
+        assert {(request.guest, request.source[0]) for request in host.requests} == {
+            ("two", two.address)
+        }
+        assert [note.guest for note in internet.unexpected] == ["two"]
+        network.capture.assert_none((guest == "one") & tcp)
+        for ask in (
+            lambda: network.capture.assert_none(tcp & ~(guest == "One")),
+            lambda: network.capture.frames(guest.one_of("one", "One")),
+            lambda: network.faults.drop((guest != "One") | tcp),
+        ):
+            with pytest.raises(ValueError, match="guest is 'One'; allowed: 'one', 'two'"):
+                ask()
 
 
 async def test_faults_befall_the_frames(internet: Internet, autojump_clock: MockClock) -> None:
@@ -252,3 +298,24 @@ def test_names_of_guests_are_checked(guests: tuple[str, ...]) -> None:
     """They become the names of files."""
     with pytest.raises(ValueError, match="allowed: one or more names that differ"):
         VirtualNetwork(guests=guests)
+
+
+async def test_without_a_folder_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Neither by one that ran, nor by one that never did; logs have a place meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    VirtualNetwork()
+    async with VirtualNetwork() as network, guest_on(network):
+        (network.folder / "a log").write_text("words")
+        assert network.folder.parent == tmp_path
+    assert not list(await trio.Path(tmp_path).iterdir())
+
+
+async def test_a_folder_that_was_asked_for_is_kept(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """With the logs of its machines."""
+    async with VirtualNetwork(folder=tmp_path / "logs") as network:
+        (network.folder / "a log").write_text("words")
+    assert (tmp_path / "logs" / "a log").read_text() == "words"

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -129,6 +130,18 @@ async def test_a_command_line_of_ones_own(tmp_path: Path) -> None:
         assert (await vm.qmp("query-status"))["status"] == "prelaunch"
         assert isinstance(vm.console, VmConsole)
         assert await vm.power_off() == 0
+
+
+async def test_without_a_folder_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The logs are gone with the machine."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    async with VirtualMachine(command=NO_GUEST) as vm:
+        assert (vm.folder / "console.log").exists()
+    assert not list(await trio.Path(tmp_path).iterdir())
+    with pytest.raises(QmpLost, match="QEMU is gone"):
+        await vm.qmp("query-status")
 
 
 async def test_a_kernel_and_a_disk_of_ones_own(tmp_path: Path) -> None:

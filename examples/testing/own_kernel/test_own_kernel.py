@@ -54,7 +54,7 @@ def test_it_fetches_a_page(machine, internet, usernat):
     page = machine.console.exec("wget -q -O - http://site.example/")
     assert page.text == "hello, whoever you are"
     (request,) = site.requests
-    assert request.guest[0] == "10.0.2.15"
+    assert request.source[0] == "10.0.2.15"
     assert [(flow.host, flow.port) for flow in usernat.flows] == [("site.example", 80)]
     internet.assert_nothing_unexpected()
 

@@ -174,8 +174,8 @@ def _environment(request: Request) -> dict[str, Any]:
         "SERVER_NAME": request.host or "localhost",
         "SERVER_PORT": str(request.port),
         "SERVER_PROTOCOL": f"HTTP/{request.version}",
-        "REMOTE_ADDR": request.guest[0],
-        "REMOTE_PORT": str(request.guest[1]),
+        "REMOTE_ADDR": request.source[0],
+        "REMOTE_PORT": str(request.source[1]),
         "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": request.scheme,
@@ -240,6 +240,6 @@ def _scope(request: Request) -> dict[str, Any]:
         "query_string": request.query.encode("latin-1"),
         "root_path": "",
         "headers": headers,
-        "client": request.guest,
+        "client": request.source,
         "server": (request.host, request.port),
     }

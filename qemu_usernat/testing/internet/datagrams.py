@@ -33,7 +33,7 @@ class HostSocket:
         self._mapping = mapping
         self._stage = stage
         self._end_turn = end_turn
-        self._guest = format_address(mapping.key[0]), mapping.key[1]
+        self._source = format_address(mapping.key[0]), mapping.key[1]
         self._records: dict[tuple[Address, int], tuple[Connection, Random]] = {}
         self._handling = 0
         self._closed = False
@@ -48,7 +48,7 @@ class HostSocket:
             return
         answer = None if host is None else host.answer("udp", port)
         if host is None or answer is None:
-            stage.on_unexpected("udp", address, port, self._guest)
+            stage.on_unexpected("udp", address, port, self._source)
             self._unreachable(sent, address, port, known=host is not None)
             return
         record, chance = self._record(host, address, port)
@@ -84,7 +84,8 @@ class HostSocket:
     def _record(self, host: InternetHost, address: Address, port: int) -> tuple[Connection, Random]:
         known = self._records.get((address, port))
         if known is None or known[0].ended is not None:
-            record = host.on_connection("udp", self._guest, address, port)
+            guest = self._stage.guests.get(self._source[0], "")
+            record = host.on_connection("udp", guest, self._source, address, port)
             known = self._records[address, port] = record, host.chance()
         return known
 
@@ -105,7 +106,7 @@ class HostSocket:
     ) -> None:
         nursery = self._stage.nursery
         try:
-            answer = handler(payload, self._guest)
+            answer = handler(payload, self._source)
             if not inspect.isawaitable(answer):
                 reply(answer)
             elif nursery is None or self._handling >= HANDLERS_MAXIMUM:

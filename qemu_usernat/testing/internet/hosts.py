@@ -201,10 +201,12 @@ class InternetHost:
         self._chances += 1
         return Random(f"{self._seed} {self.addresses} {self._chances}")
 
-    def on_connection(self, protocol: str, guest: Peer, address: Address, port: int) -> Connection:
+    def on_connection(
+        self, protocol: str, guest: str, source: Peer, address: Address, port: int
+    ) -> Connection:
         """Somebody comes."""
         now = trio.current_time()
-        record = Connection(protocol, guest, format_address(address), port, now)
+        record = Connection(protocol, guest, source, format_address(address), port, now)
         self.connections.append(record)
         return record
 

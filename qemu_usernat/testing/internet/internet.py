@@ -90,7 +90,7 @@ class Internet:
             addresses,
             aliases=names if name is None else names[1:],
             issue=self._issue,
-            name_server=NameServer(self._stage.names),
+            name_server=NameServer(self._stage.names, self._stage.guests),
             seed=f"{self._seed}",
         )
         self._hosts.append(host)

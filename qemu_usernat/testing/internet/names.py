@@ -107,9 +107,14 @@ class Names:
     # -- answering
 
     def answer(
-        self, message: bytes, transport: str, now: float, maximum: int | None = None
+        self,
+        message: bytes,
+        guest: str,
+        transport: str,
+        now: float,
+        maximum: int | None = None,
     ) -> bytes | None:
-        """The answer to a question, and a note of it; None for none.
+        """The answer to a question of `guest`, and a note of it; None for none.
 
         At most `maximum` octets, if the question does not allow more: what is longer is cut, and
         says so.
@@ -120,17 +125,17 @@ class Names:
             response = dns.message.make_response(query, recursion_available=True)
         except (dns.exception.DNSException, IndexError, NotImplementedError):
             return None
-        silent = not self._fill(response, question.name, question.rdtype, now)
+        silent = not self._fill(response, question.name, question.rdtype, guest, now)
         answers = tuple(item.to_text() for rrset in response.answer for item in rrset)
         outcome = "no answer" if silent else dns.rcode.to_text(response.rcode())
         name, kind = _text(question.name), dns.rdatatype.to_text(question.rdtype)
-        self.queries.append(DnsQuery(name, kind, transport, outcome, answers, now))
+        self.queries.append(DnsQuery(guest, name, kind, transport, outcome, answers, now))
         if silent:
             return None
         size = MESSAGE_MAXIMUM if maximum is None else max(maximum, query.payload)
         return response.to_wire(max_size=size, prefer_truncation=True, want_shuffle=False)
 
-    def _fill(self, response: Message, name: Name, kind: RdataType, now: float) -> bool:
+    def _fill(self, response: Message, name: Name, kind: RdataType, guest: str, now: float) -> bool:
         """What is known of `name`; False where the question is not answered."""
         for _ in range(ALIASES_MAXIMUM):
             if name in self._failing:
@@ -149,7 +154,7 @@ class Names:
             response.set_rcode(dns.rcode.NXDOMAIN)
             if name not in self._known_reverse:
                 record_type = dns.rdatatype.to_text(kind)
-                note = Unexpected("dns", _text(name), None, record_type, None, now)
+                note = Unexpected("dns", _text(name), None, record_type, guest, None, now)
                 self.unexpected.append(note)
         return True
 
@@ -204,4 +209,4 @@ def _matching(
 
 
 def _text(name: Name) -> str:
-    return name.to_text(omit_final_dot=True)
+    return name.to_text(omit_final_dot=True).lower()

@@ -15,7 +15,10 @@ class Connection:
 
     protocol: str
     """"tcp" or "udp"."""
-    guest: Peer
+    guest: str
+    """The guest's name."""
+    source: Peer
+    """Address and port that it comes from."""
     address: str
     """The host's address that the guest has called."""
     port: int
@@ -40,8 +43,11 @@ class Unexpected:
     port: int | None
     name: str | None
     """The name that is known for the address; for "dns" the type of record."""
-    guest: Peer | None
-    """None for "dns": the gateway asks for its guests. The port of a ping is 0."""
+    guest: str
+    """The guest's name."""
+    source: Peer | None
+    """Where it comes from; None for "dns": the gateway asks for its guests. The port of a ping
+    is 0."""
     time: float
 
     @property
@@ -53,7 +59,7 @@ class Unexpected:
         if self.protocol == "dns":
             return f"DNS query for {self.destination} ({self.name})"
         named = f" ({self.name})" if self.name else ""
-        source = f" from {self.guest[0]}" if self.guest else ""
+        source = f" from {self.source[0]}" if self.source else ""
         if self.protocol == "ping":
             return f"ping of {self.destination}{named}{source}"
         return f"{self.protocol.upper()} to {self.destination}{named} port {self.port}{source}"
@@ -75,7 +81,10 @@ class Unexpected:
 class DnsQuery:
     """A question that the gateway has passed on for a guest, and what it was told."""
 
+    guest: str
+    """The guest's name."""
     name: str
+    """In lower case."""
     type: str
     transport: str
     """"udp" or "tcp"."""

@@ -31,12 +31,16 @@ class Stage:
     subnets: set[IPv4Network] = field(factory=set)
     """Those of the networks that were given a world: no host has an address in them."""
 
+    guests: dict[str, str] = field(factory=dict)
+    """Addresses to the names of the guests that were heard from them last."""
+
     def on_unexpected(
-        self, protocol: str, destination: Address, port: int | None, guest: Peer
+        self, protocol: str, destination: Address, port: int | None, source: Peer
     ) -> None:
         """A guest reaches for what nobody has defined."""
         host = self.hosts.get(destination)
         name = host.name if host is not None else self.names.name_of(destination)
         text = format_address(destination)
         now = trio.current_time()
-        self.unexpected.append(Unexpected(protocol, text, port, name, guest, now))
+        guest = self.guests.get(source[0], "")
+        self.unexpected.append(Unexpected(protocol, text, port, name, guest, source, now))

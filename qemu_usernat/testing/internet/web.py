@@ -41,7 +41,9 @@ class Request:
     """"http" or "https"."""
     target: str
     """Path and query, as they came."""
-    guest: Peer
+    guest: str
+    """The guest's name."""
+    source: Peer
     """Address and port that it comes from."""
     port: int
     """The host's port that it came to."""
@@ -208,6 +210,7 @@ def _request(head: h11.Request, body: bytes, scheme: str, record: Connection) ->
         scheme=scheme,
         target=target,
         guest=record.guest,
+        source=record.source,
         port=record.port,
         version=head.http_version.decode(),
     )

@@ -22,7 +22,7 @@ from qemu_usernat.router import EchoRequest
 from qemu_usernat.testing.internet.datagrams import HostSocket
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.hosts import Service, StreamHandler
-from qemu_usernat.testing.internet.records import HandlerFailure
+from qemu_usernat.testing.internet.records import HandlerFailure, Peer
 from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
 from qemu_usernat.wire.packets import Buffer
@@ -56,21 +56,21 @@ class InternetWorld:
         stage, now = self._stage, trio.current_time()
         if stage.nursery is None:
             raise OSError("the internet does not run")
-        guest = format_address(flow.key[0]), flow.key[1]
+        source = self._source(flow.key[0], flow.key[1])
         host = stage.hosts.get(address)
         answer = None if host is None else host.answer("tcp", port)
         if host is None or answer is None:
-            stage.on_unexpected("tcp", address, port, guest)
+            stage.on_unexpected("tcp", address, port, source)
             flow.on_host_failed(None, now)
             return
-        record = host.on_connection("tcp", guest, address, port)
+        record = host.on_connection("tcp", stage.guests[source[0]], source, address, port)
         lines, chances = (host.to_guest, host.from_guest), (host.chance(), host.chance())
         connection = HostConnection(
             flow, record, lines, chances, stage.timeline, self._server.touch, self._end_turn
         )
         flow.dial(connection)
         if isinstance(answer, Service):
-            where = f"TCP handler of {host} port {port}, for {guest[0]} port {guest[1]}"
+            where = f"TCP handler of {host} port {port}, for {source[0]} port {source[1]}"
             connect = partial(self._connect, connection, answer, where)
             stage.timeline.at(now + 2 * host.latency, connect)
         elif answer is Fault.REFUSES:
@@ -97,6 +97,7 @@ class InternetWorld:
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`."""
+        self._source(*mapping.key)
         mapping.host = HostSocket(mapping, self._stage, self._end_turn)
 
     def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
@@ -106,8 +107,8 @@ class InternetWorld:
         if stage.nursery is None:
             return False
         if host is None:
-            guest = format_address(request.guest), 0
-            stage.on_unexpected("ping", request.destination, None, guest)
+            source = self._source(request.guest, 0)
+            stage.on_unexpected("ping", request.destination, None, source)
             return False
         if host.is_silent():
             return True
@@ -122,6 +123,12 @@ class InternetWorld:
 
         host.from_guest.carry(stage.timeline, chance, octets, arrive)
         return True
+
+    def _source(self, address: Address, port: int) -> Peer:
+        """Where a guest comes from; and which guest that is, is noted."""
+        text = format_address(address)
+        self._stage.guests[text] = self._server.router.link_of(address)
+        return text, port
 
     # -- what kind of place an address is
 
@@ -147,7 +154,8 @@ class InternetWorld:
     def ask(self, upstream: Upstream, transport: str, message: bytes, token: int) -> bool:
         """The answer comes after this turn, or never."""
         stage, now = self._stage, trio.current_time()
-        answer = stage.names.answer(message, transport, now)
+        guest = self._server.router.dns.guest_of(token)
+        answer = stage.names.answer(message, guest, transport, now)
         if answer is not None:
             tell = partial(self._tell, token, answer)
             stage.timeline.at(now + stage.dns_latency, tell)

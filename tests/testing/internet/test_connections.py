@@ -41,7 +41,7 @@ async def test_a_guest_talks_to_a_handler(internet: Internet) -> None:
         await trio.sleep(1)
     (record,) = host.connections
     assert (record.protocol, record.address, record.port) == ("tcp", ADDRESS, 7)
-    assert record.guest == (GUEST, connection.sport)
+    assert (record.guest, record.source) == ("guest", (GUEST, connection.sport))
     assert (record.received, record.sent, record.ended) == (5, 5, "closed")
     internet.assert_nothing_unexpected()
 
@@ -351,7 +351,7 @@ async def test_a_port_that_is_not_defined_refuses_and_is_noted(internet: Interne
         assert trio.current_time() == started
     (note,) = internet.unexpected
     assert (note.protocol, note.destination, note.port) == ("tcp", ADDRESS, 443)
-    assert (note.name, note.guest) == ("example.com", (GUEST, 40000))
+    assert (note.name, note.guest, note.source) == ("example.com", "guest", (GUEST, 40000))
     with pytest.raises(AssertionError) as caught:
         internet.assert_nothing_unexpected()
     assert f"TCP to {ADDRESS} (example.com) port 443 from {GUEST}" in str(caught.value)

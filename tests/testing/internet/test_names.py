@@ -256,7 +256,7 @@ def test_names_of_addresses_of_either_family() -> None:
         ("example.com", "AAAA", "2001:db8::1"),
         (f"1.{'0.' * 23}8.b.d.0.1.0.0.2.ip6.arpa", "PTR", "example.com."),
     ):
-        answer = names.answer(dns.message.make_query(name, record_type).to_wire(), "udp", 0.0)
+        answer = names.answer(dns.message.make_query(name, record_type).to_wire(), "", "udp", 0.0)
         assert answer is not None
         assert data(dns.message.from_wire(answer)) == [value]
     assert names.name_of(bytes.fromhex("20010db8000000000000000000000001")) == "example.com"

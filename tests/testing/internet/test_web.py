@@ -83,7 +83,7 @@ async def test_a_text_for_every_path(internet: Internet, example: InternetHost) 
     assert (request.method, request.path, request.query) == ("GET", "/any/päth", "q=%20x")
     assert (request.host, request.scheme, request.port) == ("www.example.com", "http", 80)
     assert (request.headers["connection"], request.body) == ("close", b"")
-    assert request.guest[0] == GUEST
+    assert request.source[0] == GUEST
     internet.assert_nothing_unexpected()
 
 
