@@ -73,17 +73,21 @@ def _scope(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def _usernat_session(pytestconfig: pytest.Config) -> Iterator["HarnessSession"]:
+    from qemu_usernat.testing.ending import get_sigterm_from_parent, sigterm_is_ctrl_c
     from qemu_usernat.testing.session import HarnessSession
 
+    if hasattr(pytestconfig, "workerinput"):  # pytest-xdist's, which would notice in five seconds
+        get_sigterm_from_parent()
     accelerator = pytestconfig.getoption("--usernat-accel")
     session = HarnessSession(
         None if accelerator == "auto" else accelerator, pytestconfig.getoption("--usernat-keep")
     )
     pytestconfig.stash[_session_key] = session
-    try:
-        yield session
-    finally:
-        session.close()
+    with sigterm_is_ctrl_c():
+        try:
+            yield session
+        finally:
+            session.close()
 
 
 @pytest.fixture

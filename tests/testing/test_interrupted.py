@@ -85,14 +85,37 @@ def left(folder: Path) -> list[str]:
     return [path.name for path in (folder / "tmp").iterdir() if "pytest-of-" not in path.name]
 
 
-def test_ctrl_c_ends_a_guest_that_still_boots(folder: Path) -> None:
-    """At once, and pytest with it, as it always does."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_guest_that_still_boots_ends_with_pytest(folder: Path, number: signal.Signals) -> None:
+    """Ctrl-C ends both at once, and so does SIGTERM, as CI systems send it."""
     with start(folder) as pytest_process:
         guest = guest_of(folder)
         assert runs(guest)
-        pytest_process.send_signal(signal.SIGINT)
+        pytest_process.send_signal(number)
         said, _ = pytest_process.communicate(timeout=SOON)
     assert pytest_process.returncode == pytest.ExitCode.INTERRUPTED
     assert "KeyboardInterrupt" in said
     assert not runs(guest)
     assert not left(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_workers_do_not_outlive_pytest(folder: Path, number: signal.Signals) -> None:
+    """Under pytest-xdist they clear away what is theirs, at once and not after some seconds."""
+    with start(folder, "-n1") as pytest_process:
+        guest = guest_of(folder)
+        pytest_process.send_signal(number)
+        assert until(lambda: not runs(guest) and not left(folder), 4.5)  # xdist's own way takes 5
+
+
+def test_who_has_plans_for_sigterm_keeps_them(folder: Path) -> None:
+    """A handler that a test suite has set before is not ours to replace."""
+    (folder / "conftest.py").write_text(
+        "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(42))\n"
+    )
+    with start(folder) as pytest_process:
+        guest = guest_of(folder)
+        pytest_process.send_signal(signal.SIGTERM)
+        pytest_process.communicate(timeout=SOON)
+    assert pytest_process.returncode == 42
+    assert until(lambda: not runs(guest), SOON)
