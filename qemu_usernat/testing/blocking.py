@@ -21,12 +21,9 @@ from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.testing.background import BackgroundLoop
 from qemu_usernat.testing.capture import Capture as AsyncCapture
-from qemu_usernat.testing.console import (
-    DEFAULT_TIME_LIMIT,
-    SHELL_PROMPT,
-    CommandResult,
-    VmConsole,
-)
+from qemu_usernat.testing.console import CommandResult, VmConsole
+from qemu_usernat.testing.dialogue import DEFAULT_TIME_LIMIT
+from qemu_usernat.testing.echo import SHELL_PROMPT
 from qemu_usernat.testing.fake_guest import FakeGuest
 from qemu_usernat.testing.fake_guest.dhcp import Lease
 from qemu_usernat.testing.fake_guest.stream import TcpStream

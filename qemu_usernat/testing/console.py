@@ -1,8 +1,7 @@
 """Commands for a guest over its serial console, and exactly what they answered.
 
-Owns the conversation with whatever is at the other end of a terminal: a POSIX shell, for `exec`, or
-a login, an installer, a boot loader, for `send_line`, `wait_for` and `expect`. Refuses to know what
-carries it: any trio stream will do.
+Owns what is said to a POSIX shell, for `exec`, and knows when one listens. What else may be at the
+other end of a terminal, a login, an installer, is a `Dialogue`, which this can hold as well.
 
 A terminal echoes what is typed, wraps it at any column, turns line feeds into two characters and
 mixes in what the kernel and others write to it. None of that can be mistaken for an answer:
@@ -11,15 +10,16 @@ mixes in what the kernel and others write to it. None of that can be mistaken fo
   discipline holds (N_TTY), and runs in a subshell whose output goes to a file, best in memory.
 - What the shell then says (status, checksum, and the output as base64) is made of other bytes
   than anybody else's words, and picked out of them (`answer`).
-- What is no answer stays unread, in order, until `wait_for` or `expect` asks for it; nothing is
-  thrown away before. The echo of what `send_line` typed is cut out of it (`echo`).
+- What is no answer stays to be read by the dialogue.
 
 Several commands at once (`exec_many`) run in the background of the one shell, each with its own
 file. An agent on a virtio-serial port would need a driver and a program in the guest; this needs
 neither, works over every console, and what takes long is the commands, not the line.
 
 The guest needs a POSIX shell with base64, md5sum, wc, tr and rm, and a /dev/shm, /run or /tmp that
-can be written to.
+can be written to. Between commands its echo is off, and with that busybox's ash (1.35) takes the
+end of a background job of its own for the end of its input: a job that `send_line` has started
+should not end then. What `exec` leaves in the background is no job of that shell.
 """
 
 import base64
@@ -33,32 +33,25 @@ import textwrap
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import TracebackType
 from typing import IO, NamedTuple, TypeAlias
 
 import trio
 
 from qemu_usernat.testing.answer import TO_ANSWER, Answer
-from qemu_usernat.testing.console_stream import open_console
-from qemu_usernat.testing.echo import BETWEEN, EchoFilter
+from qemu_usernat.testing.dialogue import DEFAULT_TIME_LIMIT, ConsoleLost, Dialogue, WaitTimeout
 from qemu_usernat.testing.nurseries import helpers
+
+__all__ = ["CommandResult", "CommandTimeout", "ConsoleLost", "VmConsole", "WaitTimeout"]
 
 LINE = 512  # characters; half of what the tightest line editor takes (busybox ash: 1024)
 PIECE = 12_000  # bytes of command typed at once; the guest's serial driver buffers 64 KiB
 FILE_PIECE = 8_000  # bytes of a file in one command, below PIECE once encoded
-READ_SIZE = 65_536  # bytes
 LARGE = 50_000  # bytes; an output of more than this is compressed on its way
 SYNCHRONISE_TIME = 5.0  # seconds for a shell to answer; a busy guest under emulation needs some
 SILENCE = 20.0  # seconds without a byte in the middle of an answer
 ATTEMPTS = 5  # to hear an answer unspoilt
 INTERRUPTS = (b"\x03", b"\x03", b"\x1c")  # Ctrl-C, Ctrl-C, Ctrl-\
-DEFAULT_TIME_LIMIT = 60.0  # seconds
-ECHO_TIME = 1.0  # seconds for a character to come back
 GIVE_BACK = "stty echo opost 2>/dev/null; "
-QUIET = 0.3  # seconds without a word after a prompt: then the guest waits for us
-LOOK_BACK = 65_536  # bytes before new ones that are searched again for a pattern's begin
-SHELL_PROMPT = rb"[#$%>] ?"
 
 # Commands in the background of a shell ignore Ctrl-C, so they are ended one by one.
 END_ALL = """end_all() {
@@ -89,27 +82,10 @@ class CommandTimeout(TimeoutError):  # noqa: N818 - reads as what happened
         self.output = output
 
 
-class WaitTimeout(TimeoutError):  # noqa: N818 - reads as what happened
-    """What was waited for did not come; all that came is still unread."""
+class VmConsole(Dialogue):
+    """A `Dialogue` that also runs commands: one at a time, in the order asked for.
 
-    def __init__(self, pattern: str | bytes, timeout: float, unread: bytes, echo: bytes) -> None:
-        said = f"no {pattern!r} within {timeout:g} s; unread: {unread[-2000:]!r}"
-        if echo:
-            said += f"\ntaken for the echo of what was sent: {echo[-200:]!r}"
-        super().__init__(said)
-        self.unread = unread
-
-
-class ConsoleLost(Exception):  # noqa: N818 - reads as what happened
-    """Nobody answers: the guest is gone, or its shell does not come back from an interrupt."""
-
-
-class VmConsole:
-    """The other end of `stream`: one command at a time, in the order asked for.
-
-    What the guest says, and each command with its output, is kept in `log` for a person to look at.
-    `last_words` is asked for what else is known of a guest that is gone. To be used in an
-    ``async with``, which closes the stream, or without.
+    Each command with its output is kept in `log`, too.
     """
 
     def __init__(
@@ -118,53 +94,12 @@ class VmConsole:
         log: IO[bytes] | None = None,
         last_words: Callable[[], str] = str,
     ) -> None:
-        self._stream = stream
-        self._log = log
-        self._last_words = last_words
-        self._turns = trio.StrictFIFOLock()
-        self._unread = bytearray()
-        self._echo = EchoFilter()
+        super().__init__(stream, log, last_words)
         self._answer: Answer | None = None  # the one that is being listened for
         self._name = secrets.token_hex(6)
         self._output = ""  # the file in the guest; empty until a shell has answered
         self._silenced = False  # a shell waits for a line, and `exec` has turned its echo off
         self._busy = False  # something runs in the foreground that nobody waits for any more
-        self._arrivals: trio.Event | None = None  # set by the task that reads, if there is one
-        self._lost = ""  # how the stream ended
-
-    @classmethod
-    async def connect(
-        cls, path: str | Path, patience: float = 10.0, log: IO[bytes] | None = None
-    ) -> "VmConsole":
-        """The console at `path`, as soon as it is there: a unix socket, a terminal, or two pipes.
-
-        These are QEMU's ``-serial unix:PATH,server=on,wait=off``, ``-serial pty`` (/dev/pts/N), and
-        ``-serial pipe:PATH`` (PATH.in and PATH.out). UserError after `patience` seconds.
-        """
-        return cls(await open_console(path, patience), log)
-
-    async def aclose(self) -> None:
-        """Close the stream; the guest stays as it is."""
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> "VmConsole":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        return f"<VmConsole, unread: {bytes(self._unread[-200:])!r}>"
-
-    @property
-    def unread(self) -> bytes:
-        """What the guest has said that nobody has asked for yet."""
-        return bytes(self._unread)
 
     # -- a shell
 
@@ -240,100 +175,6 @@ class VmConsole:
         async with self._turns:
             await self._interrupt()
 
-    # -- anything else that reads and writes
-
-    async def send_line(
-        self, text: str, *, end: str = "\n", echoed: bool = True, slowly: bool = False
-    ) -> None:
-        """Type `text` and a line end (firmware and boot loaders may want ``end="\\r"``).
-
-        `slowly` is for firmware, too: each character waits until the one before it has come back,
-        as a BIOS holds 15 of them and loses the others.
-
-        Its echo is no answer: `wait_for` does not see it. `echoed=False` says for certain that the
-        terminal does not echo, as for a password, so that the first copy of it is the guest's own.
-        Wait for the prompt before typing: a shell with a line editor that finds a line typed ahead
-        shows it once more, and the second copy counts as said.
-        """
-        async with self._turns:
-            if self._silenced and end == "\n":  # what is typed next may be for other programs
-                text = f"{GIVE_BACK}{text}"
-                self._silenced, self._output = False, ""
-            if echoed:
-                self._echo.sent(text.encode(), whole=bool(end))
-            for piece in text + end if slowly else (text + end,):
-                await self._type(piece.encode())
-                if slowly:
-                    with trio.move_on_after(ECHO_TIME):
-                        await self._receive()
-
-    async def wait_for(
-        self,
-        pattern: str | bytes,
-        timeout: float = DEFAULT_TIME_LIMIT,  # noqa: ASYNC109 - so that the error can say it
-    ) -> re.Match[bytes]:
-        """The next match of the regular expression in what the guest says; it is consumed.
-
-        So is what came before it: ``match.string[: match.start()]``. What comes after stays for the
-        next call. WaitTimeout when it does not come, with everything still unread.
-        """
-        wanted = _compiled(pattern)
-        searched, thorough = 0, 0  # up to where: with a look back only, and from the begin
-        with trio.move_on_after(timeout):
-            while True:
-                size = len(self._unread)
-                if size >= thorough * 5 // 4:
-                    start, thorough = 0, size
-                else:
-                    start = max(0, searched - LOOK_BACK)
-                if wanted.search(self._unread, start):
-                    return self._consume(wanted, start)
-                searched = size
-                await self._receive()
-        if wanted.search(self._unread):
-            return self._consume(wanted, 0)
-        raise WaitTimeout(pattern, timeout, self.unread, self._echo.removed)
-
-    async def expect(
-        self,
-        prompt: str | bytes = SHELL_PROMPT,
-        timeout: float = DEFAULT_TIME_LIMIT,  # noqa: ASYNC109 - so that the error can say it
-    ) -> re.Match[bytes]:
-        """Wait until the guest asks: the regular expression is the last that it says, then silence.
-
-        What came before is consumed with it; what the kernel says behind it is no matter.
-        """
-        wanted = re.compile(
-            rb"(?:" + _compiled(prompt).pattern + rb")(?:" + BETWEEN.pattern + rb")?\Z"
-        )
-        with trio.move_on_after(timeout):
-            while True:
-                if not wanted.search(self._unread, max(0, len(self._unread) - LOOK_BACK)):
-                    await self._receive()
-                    continue
-                with trio.move_on_after(QUIET) as silence:
-                    await self._receive()
-                if silence.cancelled_caught:
-                    return self._consume(wanted, max(0, len(self._unread) - LOOK_BACK))
-        raise WaitTimeout(prompt, timeout, self.unread, self._echo.removed)
-
-    async def keep_reading(self) -> None:
-        """Read all the time, until the stream ends: for a nursery.
-
-        Without it only calls that wait do, and a guest that says much between them is held up.
-        """
-        if self._arrivals is not None:
-            raise RuntimeError("keep_reading runs already")
-        self._arrivals = trio.Event()
-        try:
-            while not self._lost:
-                await self._read()
-                self._arrivals.set()
-                self._arrivals = trio.Event()
-        finally:
-            self._arrivals.set()
-            self._arrivals = None
-
     # -- how
 
     async def _exec(self, command: str, timeout: float) -> CommandResult:  # noqa: ASYNC109
@@ -395,7 +236,7 @@ class VmConsole:
             f"{run}{{ printf ' %s%s ' {words}; {tell}; printf ' %s%s.' {words}; }} | {TO_ANSWER}\n"
         ).encode()
         for line in typed.splitlines():
-            self._echo.sent(line)
+            self._echo.sent(line, unmistakable=len(line) > 1)
         with self._listening(answer):
             # Read while typing: a guest that cannot write its echo does not read either.
             async with helpers() as nursery:
@@ -422,7 +263,7 @@ class VmConsole:
             self._answer = None
             before, rest = answer.others()
             if answer.begun:  # whoever answers has read all that was typed: no echo is left
-                self._add(self._echo.feed(before) + self._echo.give_up() + rest)
+                self._add(self._echo.feed(before) + self._echo.give_up() + self._echo.feed(rest))
             else:
                 self._add(self._echo.feed(before))
 
@@ -466,64 +307,30 @@ class VmConsole:
             raise OSError(f"in the guest: {command.partition(chr(10))[0]}: {output!r}")
         return output
 
-    async def _type(self, data: bytes) -> None:
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise self._gone() from None
+    # -- what a dialogue leaves open
 
-    async def _receive(self) -> None:
-        """Wait until something has arrived."""
-        if self._lost:
-            raise self._gone()
-        if self._arrivals is None:
-            await self._read()
-        else:
-            await self._arrivals.wait()
-        if self._lost:
-            raise self._gone()
+    def _line(self, text: str, end: str) -> str:
+        if self._silenced and end == "\n":  # what is typed next may be for other programs
+            text = f"{GIVE_BACK}{text}"
+            self._silenced, self._output = False, ""
+        return text
 
-    async def _read(self) -> None:
-        try:
-            data = bytes(await self._stream.receive_some(READ_SIZE))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            data = b""
-        if not data:
-            self._lost = "the guest is gone"
-        elif self._answer is not None:
+    def _hear(self, data: bytes) -> None:
+        if self._answer is not None:
             self._answer.hear(data)
         else:
-            self._add(self._echo.feed(data))
-
-    def _add(self, data: bytes) -> None:
-        self._unread += data
-        self._write_log(data)
-
-    def _write_log(self, data: bytes) -> None:
-        if self._log is not None:
-            self._log.write(data)
+            super()._hear(data)
 
     def _consume(self, wanted: re.Pattern[bytes], start: int) -> re.Match[bytes]:
-        found = wanted.search(bytes(self._unread), start)
-        assert found is not None
         self._silenced = False
-        del self._unread[: found.end()]
-        return found
+        return super()._consume(wanted, start)
 
-    def _gone(self) -> ConsoleLost:
-        words = [f"{self._lost or 'the guest is gone'}: {self._tail()}", self._last_words()]
-        return ConsoleLost("\n".join(word for word in words if word))
-
-    def _tail(self) -> str:
+    def _latest(self) -> bytearray:
         heard = self._answer.heard if self._answer is not None else b""
-        return f"its last words: {bytes((self._unread + heard)[-2000:])!r}"
+        return super()._latest() + heard
 
 
 _Run: TypeAlias = Callable[[str, float], Awaitable[CommandResult]]
-
-
-def _compiled(pattern: str | bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
 
 
 def _subshell(script: bytes, output: str) -> str:

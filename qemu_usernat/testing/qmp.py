@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import trio
 
 COMMAND_TIME = 30.0  # seconds; QEMU answers at once unless the host is very busy
+DONE_TIME = 120.0  # seconds for a command to be done; the longest writes a guest's memory
 EVENTS_KEPT = 10_000  # a guest can cause some of them as often as it likes
 READ_SIZE = 65_536  # bytes
 
@@ -110,23 +111,29 @@ class Qmp:
         heard = ", ".join(event.name for event in self.events[-20:]) or "none"
         raise TimeoutError(f"no event {name} within {timeout:g} s; events so far: {heard}")
 
-    async def event_since(
-        self, mark: int, name: str, data: Mapping[str, Any], patience: float
+    async def cause(
+        self,
+        command: str,
+        event: str,
+        data: Mapping[str, Any] | None = None,
+        /,
+        **arguments: Any,
     ) -> None:
-        """Wait for an event with that data after the first `mark` events; it counts as not seen."""
-        with trio.move_on_after(patience):
-            while not any(
-                event.name == name and data.items() <= event.data.items()
-                for event in self.events[max(0, mark - self._forgotten.total()) :]
-            ):
-                await self._wait(f"waiting for {name}")
-            return
-        raise TimeoutError(f"no event {name} with {dict(data)} within {patience:g} s")
+        """Run a command and wait for the event that says that it was done: it has that `data`.
 
-    @property
-    def heard(self) -> int:
-        """How many events there were."""
-        return self._forgotten.total() + len(self.events)
+        The event counts as not seen.
+        """
+        wanted = data or {}
+        before = self._forgotten.total() + len(self.events)
+        await self.execute(command, **arguments)
+        with trio.move_on_after(DONE_TIME):
+            while not any(
+                heard.name == event and wanted.items() <= heard.data.items()
+                for heard in self.events[max(0, before - self._forgotten.total()) :]
+            ):
+                await self._wait(f"waiting for {event}")
+            return
+        raise TimeoutError(f"no event {event} with {dict(wanted)} within {DONE_TIME:g} s")
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if "event" in message:

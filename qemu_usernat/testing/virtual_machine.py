@@ -6,10 +6,6 @@ card is connected to is the caller's: the network arguments are passed through a
 QEMU ends with the block, whatever happens in it, and with the thread that runs the block if that
 dies first (the kernel's parent-death signal goes by thread, prctl(2)): it is started right there,
 not in one of trio's worker threads, which come and go.
-
-Snapshots are QEMU's own (`snapshot-save`), in the running machine: they go back in place, with all
-wires connected. Migrating to a file would need another QEMU for each return. Their memory goes
-into an image of ours, so a machine without a disk can have them too.
 """
 
 import math
@@ -18,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,14 +35,13 @@ from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage, default_cache
 from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.testing.qmp import Qmp, QmpEvent, QmpLost
+from qemu_usernat.testing.snapshots import Snapshots
 
 QEMU = "qemu-system-x86_64"
 MEMORY = 512  # MiB
 KVM_TIME = 10.0  # seconds for a guest to boot under KVM; one second is usual
 BOOT_TIME = 90.0  # seconds; under TCG four are usual, on a busy machine many more
 EVENT_TIME = 30.0  # seconds for an event to come
-DONE_TIME = 120.0  # seconds for a command to be done; the longest writes a guest's memory
-SNAPSHOT_ROOM = 64 << 30  # bytes that snapshots may take; the file grows as needed
 UP = rb"guest: up after ([0-9.]+) s"
 OURS = ("-serial", "-nographic", "-daemonize", "-monitor", "-qmp")
 
@@ -124,7 +119,6 @@ class VirtualMachine:
         self._boot_time_limit = boot_time_limit
         self._folder = folder
         self._running: AbstractAsyncContextManager[None] | None = None
-        self._has_room_for_snapshots = False
 
     def __repr__(self) -> str:
         return f"<VirtualMachine in {self._folder or 'a temporary folder'}>"
@@ -185,7 +179,7 @@ class VirtualMachine:
         Without an `image` we cannot know when that is: from then on, the guest may reboot.
         """
         await self.qmp("set-action", reboot="reset")
-        await self._cause("system_reset", "RESET")
+        await self._qmp.cause("system_reset", "RESET")
         if self._image is not None:
             await self._until_shell()
             if not self._reboots:  # not sooner: a BIOS may reset the machine once more by itself
@@ -224,27 +218,20 @@ class VirtualMachine:
 
         Until the machine ends.
         """
-        await self._make_room_for_snapshots()
-        await self._snapshot_job("snapshot-delete", name)  # an older one of this name, if any
-        await self._snapshot_job("snapshot-save", name, vmstate="snapshots")
+        await self._snapshots.save(name)
 
     async def restore(self, name: str) -> None:
         """Go back to a snapshot; the guest's wires and what it has said stay as they are."""
-        await self._make_room_for_snapshots()
-        before = (await self.qmp("query-status"))["running"]
-        try:
-            await self._snapshot_job("snapshot-load", name, vmstate="snapshots")
-        except UserError:
-            if before:  # QEMU has stopped the guest for it, and left it so
-                await self.resume()
-            raise
+        await self._snapshots.load(name)
 
     # -- the card
 
     async def detach_network(self) -> None:
         """Unplug the card, as the guest agrees to, and take its wire away."""
         for netdev, card in hot_plug.pairs(self._network):
-            await self._cause("device_del", "DEVICE_DELETED", {"device": card["id"]}, id=card["id"])
+            await self._qmp.cause(
+                "device_del", "DEVICE_DELETED", {"device": card["id"]}, id=card["id"]
+            )
             await self.qmp("netdev_del", id=netdev["id"])
 
     async def attach_network(self, network: Sequence[str] = ()) -> None:
@@ -308,6 +295,7 @@ class VirtualMachine:
         self.console = VmConsole(self._stream, log, self._last_words)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._qmp_socket))
         self._qmp = Qmp(stream, self._last_words)
+        self._snapshots = Snapshots(self._qmp, self.folder / "snapshots")
 
     def _line(self, accelerator: str) -> list[str]:
         """All but the ports, the accelerator of a machine of ours included."""
@@ -368,42 +356,6 @@ class VirtualMachine:
         if image is None:
             image = await trio.to_thread.run_sync(GuestImage.build)
         return await find_accelerator(image, default_cache())
-
-    async def _make_room_for_snapshots(self) -> None:
-        if self._has_room_for_snapshots:
-            return
-        file = {"driver": "file", "filename": str((self.folder / "snapshots").absolute())}
-        await self._job("blockdev-create", options={**file, "size": 0})
-        await self.qmp("blockdev-add", **{"node-name": "snapshots-file", **file})
-        options = {"driver": "qcow2", "file": "snapshots-file", "size": SNAPSHOT_ROOM}
-        await self._job("blockdev-create", options=options)
-        node = {"driver": "qcow2", "file": "snapshots-file", "node-name": "snapshots"}
-        await self.qmp("blockdev-add", **node)
-        self._has_room_for_snapshots = True
-
-    async def _snapshot_job(self, command: str, name: str, **arguments: str) -> None:
-        blocks = [block.get("inserted") for block in await self.qmp("query-block")]
-        disks = [block["node-name"] for block in blocks if block and not block["ro"]]
-        devices = [*disks, "snapshots"]
-        await self._job(command, tag=name, devices=devices, **arguments)
-
-    async def _job(self, command: str, **arguments: Any) -> None:
-        """Run a job of QEMU to its end; UserError, with QEMU's words, if it fails."""
-        await self._cause(
-            command, "JOB_STATUS_CHANGE", {"status": "concluded"}, **{"job-id": "job"}, **arguments
-        )
-        job = next(job for job in await self.qmp("query-jobs") if job["id"] == "job")
-        await self.qmp("job-dismiss", id="job")
-        if "error" in job:
-            raise UserError(f"{command}: {job['error']}")
-
-    async def _cause(
-        self, command: str, event: str, data: Mapping[str, Any] | None = None, **arguments: Any
-    ) -> None:
-        """Run a command and wait for the event that says that it was done."""
-        before = self._qmp.heard
-        await self.qmp(command, **arguments)
-        await self._qmp.event_since(before, event, data or {}, DONE_TIME)
 
     def _last_words(self) -> str:
         with suppress(subprocess.TimeoutExpired):

@@ -52,6 +52,16 @@ os.write(1, b"\\r\\nbooting " + line.upper() + b"\\n")
 """
 
 
+def until_there(flag: Path) -> str:
+    """The shell's command that waits for a file."""
+    return f"until [ -e {flag} ]; do sleep 0.01; done"
+
+
+def until_gone(flag: Path) -> str:
+    """That makes one for another that waits for it, and waits until that one has removed it."""
+    return f"touch {flag}; while [ -e {flag} ]; do sleep 0.01; done"
+
+
 @contextmanager
 def running(command: list[str], **files: int) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(command, **files)  # type: ignore[call-overload]
@@ -88,10 +98,10 @@ def shell(request: pytest.FixtureRequest) -> list[str]:
     return list(request.param)
 
 
-async def test_output_is_exact_in_any_shell(shell: list[str], columns: int) -> None:
+async def test_output_is_exact_in_any_shell(shell: list[str]) -> None:
     """Each answer is what the command wrote, to the byte, and its status is the command's."""
     every_byte = "".join(f"\\{byte:03o}" for byte in range(256))
-    async with terminal(shell, columns) as console:
+    async with terminal(shell, 7) as console:
         assert await console.exec("echo hello") == (0, b"hello\n")
         assert await console.exec("printf 'no newline'") == (0, b"no newline")
         assert await console.exec("true") == (0, b"")
@@ -113,8 +123,8 @@ async def test_a_dialogue_after_commands(shell: list[str], columns: int) -> None
             await console.wait_for(r"who\? ")
             await console.send_line(name)
             await console.wait_for(f"hello, {name}\r")
-            with pytest.raises(WaitTimeout):
-                await console.wait_for(name, timeout=0.5)
+            assert await console.exec("true") == (0, b"")  # all that was said before is heard now
+            assert name.encode() not in console.unread
 
 
 @pytest.mark.parametrize("slowly", [True, False])
@@ -127,20 +137,20 @@ async def test_firmware_that_holds_a_few_keys_is_typed_to_slowly(slowly: bool) -
             await console.wait_for("booting HTTP://BOOT.EXAMPLE/SCRIPT")
         else:
             with pytest.raises(WaitTimeout):
-                await console.wait_for("booting", timeout=1)
+                await console.wait_for("booting", timeout=0.3)
 
 
-async def test_commands_of_any_length(shell: list[str], columns: int) -> None:
+async def test_commands_of_any_length(shell: list[str]) -> None:
     """Lengths around every limit on the way, of line, piece and terminal, make no difference."""
-    async with terminal(shell, columns) as console:
+    async with terminal(shell, 7) as console:
         for length in (60, 384, 385, 1024, 4095, 4096, PIECE - 1, PIECE + 1, 100_000):
             word = "x" * length
             assert await console.exec(f"echo {word}") == (0, f"{word}\n".encode())
 
 
-async def test_megabytes_of_output(columns: int) -> None:
+async def test_megabytes_of_output() -> None:
     """Ten megabytes arrive whole."""
-    async with terminal(SHELLS["dash"], columns) as console:
+    async with terminal(SHELLS["dash"], 80) as console:
         expected = b"".join(b"%d\n" % number for number in range(1, 1_450_001))
         assert len(expected) > 10_000_000
         assert await console.exec("seq 1 1450000") == (0, expected)
@@ -172,12 +182,15 @@ async def test_a_command_that_is_killed(shell: list[str]) -> None:
         assert (result.status, result.output[:7]) == (137, b"before\n")
 
 
-async def test_what_stays_in_the_background_holds_nobody_up(shell: list[str]) -> None:
+async def test_what_stays_in_the_background_holds_nobody_up(
+    shell: list[str], tmp_path: Path
+) -> None:
     """A command that leaves a program behind ends with its own end, and the program goes on."""
+    flag = tmp_path / "flag"
     async with terminal(shell, 80) as console:
-        started = await console.exec("(sleep 0.3; echo late) & echo begun; mktemp")
-        assert started.output.startswith(b"begun\n")
-        assert await console.exec("sleep 0.5; echo next") == (0, b"next\n")
+        late = f"({until_there(flag)}; echo late; rm {flag})"
+        assert await console.exec(f"{late} & echo begun") == (0, b"begun\n")
+        assert await console.exec(f"{until_gone(flag)}; echo next", timeout=20) == (0, b"next\n")
 
 
 async def test_many_commands_at_once(shell: list[str]) -> None:
@@ -204,7 +217,7 @@ async def test_many_commands_that_do_not_end(shell: list[str]) -> None:
 async def test_a_cancelled_command_does_not_spoil_the_next(shell: list[str]) -> None:
     """A caller's own time limit leaves a console that repairs itself on the next command."""
     async with terminal(shell, 80) as console:
-        with trio.move_on_after(0.3) as scope:
+        with trio.move_on_after(0.1) as scope:
             await console.exec("sleep 1000")
         assert scope.cancelled_caught
         assert await console.exec("echo alive") == (0, b"alive\n")
@@ -214,22 +227,76 @@ async def test_waiting_matches_output_and_never_the_echo(shell: list[str], colum
     """The word waited for stands in the line itself, and only its printing counts."""
     async with terminal(shell, columns) as console:
         await console.send_line("stty echo; PS1='what next? '")
-        await console.expect(r"next\? ", timeout=20)
+        await console.wait_for(r"next\? ")
         await console.send_line("read -r _; echo ready; echo not read''y")
-        with pytest.raises(WaitTimeout):
-            await console.wait_for("ready", timeout=0.3)
         await console.send_line("go")
-        assert (await console.wait_for("rea(dy)"))[1] == b"dy"
+        ready = await console.wait_for("rea(dy)")
+        assert ready[1] == b"dy"
+        assert b"echo" not in ready.string
         assert (await console.wait_for("rea(dy)")).string.strip().startswith(b"not ")
         assert await console.exec("echo alive") == (0, b"alive\n")
 
 
-async def test_commands_lose_nothing_that_waits_to_be_read(shell: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("editor", "kind"),
+    [("bash, readline", "vt220"), ("bash, readline", "dumb"), ("busybox ash", "any")],
+)
+async def test_lines_that_end_at_the_edge(editor: str, kind: str) -> None:
+    """A line editor shows the end of such lines twice, or scrolls them: no answer either."""
+    async with terminal(["env", f"TERM={kind}", *SHELLS[editor]], 80) as console:
+        await console.send_line("stty echo; PS1='what next? '")
+        await console.wait_for(r"next\? ")
+        for length in (*range(55, 65), *range(135, 145)):
+            await console.send_line("# a word " + "x" * length)
+            said = await console.wait_for(r"what next\? ")
+            assert b"x" not in said.string[: said.start()]
+            assert b"word" not in said.string
+
+
+@pytest.mark.parametrize("kind", ["vt220", "dumb"])
+async def test_a_line_typed_one_by_one(columns: int, kind: str) -> None:
+    """A line editor then goes back, or scrolls, again and again: all of it is the echo."""
+    async with terminal(["env", f"TERM={kind}", *SHELLS["bash, readline"]], columns) as console:
+        await console.send_line("stty echo; PS1='what next? '")
+        await console.wait_for(r"t\? ")  # as much of it as a "dumb" terminal of 7 columns shows
+        await console.send_line("echo the answer to all of that", slowly=True)
+        said = (await console.wait_for(r"t\? ")).string
+        assert b" ".join(said.split()).count(b"the answer to all of that") == 1
+        assert b"echo" not in said
+
+
+async def test_a_line_typed_ahead_is_an_echo_each_time(
+    shell: list[str], columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal shows it at once, and a line editor once more when it comes to it: no answer."""
+    monkeypatch.setattr("qemu_usernat.testing.dialogue.QUIET", 0.05)
+    flag = tmp_path / "flag"
+    async with terminal(shell, columns) as console:
+        await console.send_line("stty echo; PS1='what next? '")
+        await console.expect(r"next\? ", timeout=20)
+        for line in (f"{until_there(flag)}; echo first", "echo second", "echo third"):
+            await console.send_line(line)
+        flag.touch()
+        said = b"".join((await console.wait_for("third")).string.split())
+        assert [said.count(word) for word in (b"first", b"second", b"third")] == [1, 1, 1]
+        assert b"echo" not in said
+
+
+async def test_commands_lose_nothing_that_waits_to_be_read(
+    shell: list[str], tmp_path: Path
+) -> None:
     """What the guest said before, during and between commands is found afterwards, in order."""
+    one, two = tmp_path / "1", tmp_path / "2"
     async with terminal(shell, 80) as console:
-        await console.send_line("(sleep 0.2; echo 'one: ü'; sleep 0.2; echo two) & echo zero")
-        assert await console.exec("sleep 0.3; echo hidden") == (0, b"hidden\n")
-        assert await console.exec("sleep 0.3; echo hidden") == (0, b"hidden\n")
+        during = f"{until_there(one)}; echo 'one: ü'; rm {one}"
+        between = f"{until_there(two)}; echo two; rm {two}"
+        end = f"{until_there(two)}; rm {two}"  # during a command: see console.py about busybox
+        await console.send_line(f"({during}; {between}; {end}) & echo zero")
+        assert await console.exec(f"{until_gone(one)}; echo hidden") == (0, b"hidden\n")
+        two.touch()
+        while two.exists():  # noqa: ASYNC110 - a shell removes it
+            await trio.sleep(0.01)
+        assert await console.exec(f"{until_gone(two)}; echo hidden") == (0, b"hidden\n")
         for word in ("zero", "one: ü", "two"):
             await console.wait_for(word, timeout=5)
         assert b"hidden" not in console.unread
