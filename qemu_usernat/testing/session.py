@@ -13,14 +13,16 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import trio
 from attrs import define, field, frozen
 
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing.background import BackgroundLoop
 from qemu_usernat.testing.blocking import Machine, Network
-from qemu_usernat.testing.console import CommandTimeout, ConsoleLost
+from qemu_usernat.testing.console import SYNCHRONISE_TIME, CommandTimeout, ConsoleLost
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
+from qemu_usernat.testing.qmp import QmpError, QmpLost
 from qemu_usernat.testing.virtual_machine import VirtualMachine
 
 TAIL = 200  # lines of a console's log in a report
@@ -229,10 +231,21 @@ def _size(folder: Path, network: Network) -> int:
 
 
 def _answers(living: _Living) -> bool:
+    """Whether the machine serves another test, however the one before has left it."""
     assert living.machine is not None
     try:
+        living.machine.resume()
         living.network.wait_connected()
-        living.machine.console.synchronise()
-    except (TimeoutError, CommandTimeout, ConsoleLost):
+        if living.image is not None:  # of others we cannot know whether there is a shell
+            living.network.loop.call(_listen, living.machine.behind)
+    except (TimeoutError, CommandTimeout, ConsoleLost, QmpLost, QmpError):
         return False
     return True
+
+
+async def _listen(machine: VirtualMachine) -> None:
+    """Have its shell listen, and end what still runs in the foreground."""
+    with trio.move_on_after(SYNCHRONISE_TIME):
+        await machine.console.synchronise()
+        return
+    await machine.console.interrupt()

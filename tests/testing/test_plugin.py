@@ -116,6 +116,41 @@ def test_after(console, internet, usernat):
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.qemu
+@pytest.mark.timeout(600)
+def test_a_shared_guest_serves_the_next_test_however_it_was_left(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused it goes on, what keeps it busy ends; if it is gone or deaf there is a new one."""
+    monkeypatch.setenv("QEMU_USERNAT_CACHE", str(CACHE))
+    pytester.makeini("[pytest]\nusernat_scope = module\n")
+    result = run(
+        pytester,
+        """
+def test_pauses(vm, console):
+    console.exec("touch /root/here")
+    vm.pause()
+
+def test_is_busy(console):
+    assert console.exec("ls /root").text == "here"
+    console.send_line("sleep 1000")
+
+def test_is_deaf(console):
+    assert console.exec("ls /root").text == "here"
+    console.send_line("exec sleep 1000 <&- >&- 2>&-")
+
+def test_powers_off(vm, console):
+    assert console.exec("ls /root").text == ""
+    vm.power_off()
+
+def test_is_new(console):
+    assert console.exec("true", timeout=20).status == 0
+""",
+        "--timeout=100",
+    )
+    result.assert_outcomes(passed=5)
+
+
 def test_a_failure_shows_what_the_network_did(pytester: pytest.Pytester) -> None:
     """Events in the report, the capture in a file that is named and kept."""
     result = run(
