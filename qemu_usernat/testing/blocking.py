@@ -148,6 +148,11 @@ class Machine(_Facade[VirtualMachine]):
         """`VirtualMachine.resume`: go on."""
         self.loop.call(self.behind.resume)
 
+    @property
+    def is_paused(self) -> bool:
+        """`VirtualMachine.is_paused`: whether its processors stand still."""
+        return self.behind.is_paused
+
     def reset(self) -> None:
         """`VirtualMachine.reset`: press the reset button."""
         self.loop.call(self.behind.reset)

@@ -100,6 +100,8 @@ class VmConsole(Dialogue):
         self._output = ""  # the file in the guest; empty until a shell has answered
         self._silenced = False  # a shell waits for a line, and `exec` has turned its echo off
         self._busy = False  # something runs in the foreground that nobody waits for any more
+        self.is_paused: Callable[[], bool] = lambda: False
+        """Whether the guest stands still, and nothing in it can be interrupted."""
 
     # -- a shell
 
@@ -112,7 +114,8 @@ class VmConsole(Dialogue):
 
         It runs in a subshell, its input is empty, its output is no terminal, and what it leaves in
         the background goes on. After `timeout` seconds it is ended by Ctrl-C, and CommandTimeout
-        has what it wrote until then. ConsoleLost when nobody answers.
+        has what it wrote until then; in a guest that is paused that is left to the next command.
+        ConsoleLost when nobody answers.
         """
         async with self._turns:
             return await self._exec(command, timeout)
@@ -181,7 +184,11 @@ class VmConsole(Dialogue):
         if self._busy:
             await self._interrupt()
         elif not self._output:
-            await self._synchronise()
+            patience = max(timeout, SYNCHRONISE_TIME)
+            with trio.move_on_after(patience) as waiting:
+                await self._synchronise()
+            if waiting.cancelled_caught:
+                raise ConsoleLost(f"no shell has answered within {patience:g} s: {self._tail()}")
         self._silenced = True
         shown = command if len(command) <= LINE else command.partition("\n")[0][:LINE] + " …"
         self._write_log(f"\n$ {shown}\n".encode())
@@ -194,6 +201,10 @@ class VmConsole(Dialogue):
                 run = f"rm -f {self._output}; {_subshell(script, self._output)}; _s=$?; "
                 result = await self._ask(run, limit)
         except trio.TooSlowError:
+            if self.is_paused():  # the next command interrupts this one
+                paused = CommandTimeout(command, timeout, b"")
+                paused.add_note("the guest is paused")
+                raise paused from None
             await self._interrupt()
             result = await self._ask(f"_s=130; : >>{self._output}; ")
             self._write_log(result.output + b"[interrupted]\n")
@@ -292,6 +303,8 @@ class VmConsole(Dialogue):
             with trio.move_on_after(SYNCHRONISE_TIME):
                 await self._synchronise()
                 return
+            if self.is_paused():
+                raise ConsoleLost("no answer after Ctrl-C: the guest is paused")
         raise ConsoleLost(f"no answer after Ctrl-C: {self._tail()}")
 
     async def _write_file(self, path: str, content: bytes) -> None:

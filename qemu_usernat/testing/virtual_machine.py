@@ -173,6 +173,12 @@ class VirtualMachine:
         """Go on where `pause` stopped."""
         await self.qmp("cont")
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether its processors stand still, as QEMU has told it last."""
+        told = (event.name for event in reversed(self._qmp.events))
+        return next((name for name in told if name in ("STOP", "RESUME")), "RESUME") == "STOP"
+
     async def reset(self) -> None:
         """Press the reset button; for an `image`, also wait until it is up again.
 
@@ -295,6 +301,7 @@ class VirtualMachine:
         self.console = VmConsole(self._stream, log, self._last_words)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._qmp_socket))
         self._qmp = Qmp(stream, self._last_words)
+        self.console.is_paused = lambda: self.is_paused
         self._snapshots = Snapshots(self._qmp, self.folder / "snapshots")
 
     def _line(self, accelerator: str) -> list[str]:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock, memory_stream_pair
 
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing.console import (
@@ -173,6 +175,31 @@ async def test_a_command_that_ignores_the_interrupt(monkeypatch: pytest.MonkeyPa
             await console.exec("trap '' INT; echo on; sleep 1000", timeout=0.5)
         assert caught.value.output == b"on\n"
         assert await console.exec("echo alive") == (0, b"alive\n")
+
+
+async def test_a_guest_that_is_paused_holds_nobody_up() -> None:
+    """There is nobody who could be interrupted: that is done when the guest goes on."""
+    async with terminal(SHELLS["dash"], 80) as console:
+        pid = int((await console.exec("echo $$")).text)
+        console.is_paused = lambda: True
+        with trio.fail_after(5), pytest.raises(CommandTimeout) as caught:
+            await console.exec("kill -STOP $$; sleep 1000", timeout=0.5)
+        assert caught.value.__notes__ == ["the guest is paused"]
+        with trio.fail_after(12), pytest.raises(ConsoleLost, match="paused"):
+            await console.exec("echo asleep", timeout=0.5)
+        console.is_paused = lambda: False
+        os.kill(pid, signal.SIGCONT)
+        assert await console.exec("echo alive") == (0, b"alive\n")
+
+
+async def test_a_guest_without_a_shell_is_no_reason_to_wait_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    """Who asks it for a command hears so in the time that the command was given."""
+    ours, _ = memory_stream_pair()
+    console = VmConsole(ours)
+    with trio.fail_after(61), pytest.raises(ConsoleLost, match="no shell has answered within 60 s"):
+        await console.exec("true")
 
 
 async def test_a_command_that_is_killed(shell: list[str]) -> None:

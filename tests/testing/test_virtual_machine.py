@@ -68,8 +68,10 @@ async def pausing(vm: VirtualMachine) -> None:
     with trio.move_on_after(0.5) as scope:
         await vm.console.wait_for("awake")
     assert scope.cancelled_caught
+    assert vm.is_paused
     await vm.resume()
     await vm.console.wait_for("awake")
+    assert not vm.is_paused
     assert "RESUME" in [event.name for event in vm.events]
     with pytest.raises(QmpError, match="query-nonsense: The command"):
         await vm.qmp("query-nonsense")
