@@ -185,10 +185,13 @@ def _for_test(value: Any, request: pytest.FixtureRequest) -> Any:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failure brings what the guest said, what the network did, and where the rest is."""
-    report: pytest.TestReport = yield  # type: ignore[assignment]
     session = item.config.stash.get(_session_key, None)
-    uses_network = "usernat" in getattr(item, "fixturenames", ())
-    if session is not None and uses_network and report.failed and call.when != "teardown":
+    if "usernat" not in getattr(item, "fixturenames", ()) or call.when == "teardown":
+        session = None
+    if session is not None and call.excinfo is not None:
+        session.explain(call.excinfo.value)
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if session is not None and report.failed:
         for heading, text in session.on_failure():
             report.sections.append((f"usernat: {heading}", text))
     return report  # type: ignore[return-value]

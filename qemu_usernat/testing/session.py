@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import trio
@@ -26,6 +27,7 @@ from qemu_usernat.testing.qmp import QmpError, QmpLost
 from qemu_usernat.testing.virtual_machine import VirtualMachine
 
 TAIL = 200  # lines of a console's log in a report
+FAILURES_TOLD = 5  # of handlers; one that is broken fails each time that it is called
 SCOPES = ("function", "module", "session")
 
 
@@ -200,14 +202,28 @@ class HarnessSession:
         """Where logs and capture of the current test are."""
         return None if self._living is None else self._living.folder
 
+    def explain(self, error: BaseException) -> None:
+        """What the current test has failed with gets a note of each handler that has failed."""
+        if self._living is not None:
+            for failure in self._living.network.internet.errors[:FAILURES_TOLD]:
+                error.add_note(f"a handler of the internet has failed: {failure}")
+
     def on_failure(self) -> list[tuple[str, str]]:
-        """The current test has failed: what there is to know, under headings."""
+        """The current test has failed: what there is to know, under headings.
+
+        Handlers that have failed are among it, so they are no other failure at the test's end.
+        """
         living = self._living
         if living is None:
             return []
         living.spoilt = True
         _save(living)
         told = [("network", living.network.event_log())]
+        errors = living.network.internet.errors
+        if errors:
+            traces = ["".join(format_exception(each.error)) for each in errors[:FAILURES_TOLD]]
+            told.insert(0, ("handlers", "\n".join(traces)))
+            errors.clear()
         log = _console_log(living.folder, living.network)
         if log.exists():
             said = log.read_bytes()[living.log_begins :].decode(errors="replace")

@@ -242,7 +242,39 @@ def test_it(usernat, internet):
 """,
     )
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*a mistake in a handler*"])
+    result.stdout.fnmatch_lines(
+        ["E *AssertionError: a handler has failed: RuntimeError: a mistake in a handler"]
+    )
+
+
+def test_a_test_that_fails_by_a_broken_handler_says_so(pytester: pytest.Pytester) -> None:
+    """With what the guest has seen of it, and not somewhere else; the test fails once."""
+    result = run(
+        pytester,
+        """
+def broken(request):
+    raise RuntimeError("a mistake in a handler" + 50 * " that is long" + ", to its end")
+
+def test_it(usernat, internet):
+    internet.host("site.example", SITE).http(broken)
+    with usernat.fake_guest() as guest:
+        guest.dhcp()
+        with guest.connect_tcp("site.example", 80) as stream:
+            stream.send_all(b"GET / HTTP/1.0\\r\\n\\r\\n")
+            stream.receive_some()
+""",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*Connection reset by peer",
+            "E*a handler of the internet has failed: *RuntimeError: a mistake*, to its end",
+            "*- usernat: handlers -*",
+            '*test_it.py", line *, in broken',
+            "RuntimeError: a mistake*, to its end",
+            "*- usernat: network -*",
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,8 @@ class Internet:
         """AssertionError that lists the handlers that have raised; its cause has the tracebacks."""
         __tracebackhide__ = True
         if self.errors:
-            message = "handlers have failed:\n" + "\n".join(f"  {each}" for each in self.errors)
+            lines = [f"a handler has failed: {self.errors[0].said}", *map(str, self.errors)]
+            message = "\n  ".join(lines)  # the first line is all that pytest's summary shows
             causes = ExceptionGroup("in handlers", [each.error for each in self.errors])
             raise AssertionError(message) from causes
 

@@ -102,5 +102,10 @@ class HandlerFailure:
     where: str
     error: Exception
 
+    @property
+    def said(self) -> str:
+        """What it has raised."""
+        return f"{type(self.error).__name__}: {self.error}"
+
     def __str__(self) -> str:
-        return f"{self.where}: {type(self.error).__name__}: {self.error}"
+        return f"{self.where}: {self.said}"
