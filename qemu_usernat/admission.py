@@ -50,8 +50,18 @@ class Decision:
 DecisionCallback = Callable[[Decision, float], None]
 
 
+StrayCallback = Callable[[Guest, FlowRequest, float], None]
+"""Takes whom a guest has tried to reach where nobody is. Beside the protocols of flows there are
+``arp`` and ``ndp``, a look for a neighbour, ``icmpv6``, and the numbers of others; addresses may
+be of IPv6."""
+
+
 def _told_nobody(decision: Decision, now: float) -> None:
     """Where nobody audits."""
+
+
+def _missed_by_nobody(guest: Guest, request: FlowRequest, now: float) -> None:
+    """Where nobody wants to know."""
 
 
 @define(eq=False)
@@ -64,6 +74,9 @@ class Admission:
     settings: PolicySettings | None = None
     """None: no policy was given."""
     on_decision: DecisionCallback = _told_nobody
+    on_stray: StrayCallback = _missed_by_nobody
+    """What is decided without a verdict, as nobody is there: closed ports of the gateway, absent
+    neighbours, groups, IPv6. For tests, which want to know of all that a guest does."""
     _judges: dict[str, Judge] = field(factory=dict)
     """By MAC address or link; "" for all others."""
     _pins: dict[tuple[str, MacAddress], Pins] = field(factory=dict)

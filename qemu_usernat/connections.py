@@ -21,6 +21,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
 from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
 from qemu_usernat.policy.first_flight import FirstFlightReader
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import DENY
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
@@ -216,6 +217,7 @@ class Connections:
         elif dns:
             DnsService(flow, partial(self.dns.on_query, guest), self.touch, now)
         elif decision is None:
+            self.admission.on_stray(guest, FlowRequest("tcp", destination, port), now)
             flow.on_host_failed(None, now)
         elif decision.verdict.action == DENY:
             self.counters.count("policy.denied")

@@ -12,6 +12,7 @@ from qemu_usernat.admission import Admission
 from qemu_usernat.delivery import Delivery, UdpWire
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
@@ -69,6 +70,9 @@ class Datagrams:
         destination = packet.destination
         if destination in self.own and destination not in self.outward:
             self.counters.count("udp.closed_port")
+            guest = self.delivery.guest_at(mac, packet.source)
+            request = FlowRequest("udp", destination, datagram.destination_port)
+            self.admission.on_stray(guest, request, now)
             self.delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
             return
         outward, port = self.outward.get(destination, destination), datagram.destination_port

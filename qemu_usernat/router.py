@@ -67,7 +67,9 @@ from qemu_usernat.wire.icmp import (
     TTL_EXCEEDED,
     icmp_message,
 )
+from qemu_usernat.wire.ipv6 import addressee
 from qemu_usernat.wire.packets import (
+    ARP_REQUEST,
     ICMP,
     TCP,
     UDP,
@@ -83,6 +85,8 @@ _GROUP = 1
 """Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
 
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+
+IPV6 = b"\x86\xdd"  # as an Ethernet type
 
 _SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""
@@ -299,9 +303,12 @@ class Router:
 
     def _on_unusual_frame(self, octets: bytes, now: float) -> None:
         try:
+            if octets[12:14] == IPV6:
+                self._on_ipv6(octets, now)
+                return
             frame = decode(octets)
             if isinstance(frame.content, Arp):
-                self._on_arp(frame.content, now)
+                self._on_arp(frame.content, frame.source, now)
             elif frame.destination[0] & _GROUP and not self._is_group(frame.content.destination):
                 # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
                 self.counters.count("ipv4.unicast_to_everybody")
@@ -312,7 +319,14 @@ class Router:
         except Exception as error:
             self.on_bug(error)
 
-    def _on_arp(self, arp: Arp, now: float) -> None:
+    def _on_ipv6(self, octets: bytes, now: float) -> None:
+        """There is none yet; whoever wants to know hears whom it was for."""
+        self.counters.count("ethernet.ipv6_not_supported")
+        protocol, source, destination, port = addressee(octets)
+        guest = self._delivery.guest_at(octets[6:12], source)
+        self.admission.on_stray(guest, FlowRequest(protocol, destination, port), now)
+
+    def _on_arp(self, arp: Arp, mac: MacAddress, now: float) -> None:
         if self._is_guest(arp.sender_address):
             if not self.switch.guard.may_use(arp.sender_address, arp.sender_mac):
                 self.counters.count("arp.spoofed_sender")
@@ -320,8 +334,15 @@ class Router:
             self._delivery.on_neighbour(arp.sender_address, arp.sender_mac)
         answer = self._arp.answer(arp, now)
         if answer is not None:
-            mac = answer.target_mac
-            self._delivery.frame(mac, arp_frame(answer, mac, self.network.gateway_mac))
+            to = answer.target_mac
+            self._delivery.frame(to, arp_frame(answer, to, self.network.gateway_mac))
+        elif (
+            arp.operation == ARP_REQUEST
+            and self._is_guest(arp.sender_address)
+            and not self._is_here(arp.target_address, now)
+        ):
+            guest = self._delivery.guest_at(mac, arp.sender_address)
+            self.admission.on_stray(guest, FlowRequest("arp", arp.target_address, 0), now)
 
     def _on_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         """A packet whose header is right, from the guest at `mac`."""
@@ -331,6 +352,7 @@ class Router:
                 self._on_packet_of_nobody(packet, mac, now)
             else:
                 self.counters.count("ipv4.martian_source")  # RFC 1812, 5.3.7
+                self._tell_stray(packet, mac, now)
             return
         if not self.switch.guard.may_use(packet.source, mac):
             self.counters.count("ipv4.spoofed_source")
@@ -372,6 +394,8 @@ class Router:
             return False
         if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
             self.counters.count("ipv4.no_such_guest")
+            if not self._is_here(destination, now):
+                self._tell_stray(packet, mac, now)
             self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
             return False
         if packet.ttl <= 1:
@@ -381,12 +405,14 @@ class Router:
         return True
 
     def _tell_refusal(self, packet: IpPacket, mac: MacAddress, why: Why, now: float) -> None:
-        """Whoever audits hears of it; a fragment but the first has no port."""
-        protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
-        has_port = packet.protocol in (TCP, UDP) and not packet.fragment_offset
-        port = int.from_bytes(packet.payload[2:4], "big") if has_port else 0
+        """Whoever audits hears of it."""
         guest = self._delivery.guest_at(mac, packet.source)
-        self.admission.refuse(guest, FlowRequest(protocol, packet.destination, port), why, now)
+        self.admission.refuse(guest, _request(packet), why, now)
+
+    def _tell_stray(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        """Whoever wants to know hears that nobody is there."""
+        guest = self._delivery.guest_at(mac, packet.source)
+        self.admission.on_stray(guest, _request(packet), now)
 
     def _on_whole_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if packet.protocol not in (ICMP, TCP, UDP):
@@ -401,12 +427,14 @@ class Router:
                 self._on_dhcp(content.payload, mac, now)
             elif group:
                 self.counters.count("udp.broadcast_or_multicast")
+                self._tell_stray(packet, mac, now)
             elif content.destination_port == DNS_PORT and self._answers_dns(packet, mac):
                 self._on_dns(content, packet, mac, now)
             else:
                 self.datagrams.on_datagram(content, packet, mac, now)
         elif group:
             self.counters.count("ipv4.broadcast_or_multicast")
+            self._tell_stray(packet, mac, now)
         elif isinstance(content, TcpSegment):
             self.connections.on_segment(content, packet, mac, now)
         else:
@@ -498,9 +526,22 @@ class Router:
         """The name of the link whose guest speaks from `address`; "" where none does."""
         return self._delivery.link_of(address)
 
+    def _is_here(self, address: Address, now: float) -> bool:
+        """Whether it is ours, or of a guest that has spoken from it or has leased it."""
+        known = address in self._own or self._delivery.mac_of(address) is not None
+        return known or self._dhcp.has_leased(address, now)
+
     def _is_guest(self, address: Address) -> bool:
         number = int.from_bytes(address, "big")
         return self._subnet[0] < number < self._subnet[1] and address not in self._own
+
+
+def _request(packet: IpPacket) -> FlowRequest:
+    """Whom it is for; a fragment but the first has no port."""
+    protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
+    has_port = packet.protocol in (TCP, UDP) and not packet.fragment_offset
+    port = int.from_bytes(packet.payload[2:4], "big") if has_port else 0
+    return FlowRequest(protocol, packet.destination, port)
 
 
 def _dhcp_settings(network: Network) -> DhcpSettings:

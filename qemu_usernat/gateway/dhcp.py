@@ -169,6 +169,10 @@ class DhcpServer:
             bytes([INFORM]): self._on_inform,
         }
 
+    def has_leased(self, address: Address, now: float) -> bool:
+        """Whether somebody has it from us."""
+        return self._leases.holds(address, now)
+
     def answer(
         self,
         message: DhcpMessage,

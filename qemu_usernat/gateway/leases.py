@@ -150,6 +150,11 @@ class LeasePool:
         oldest = min(self._by_address.values(), key=lambda lease: lease.expires, default=None)
         return oldest.address if oldest is not None and oldest.expires <= now else None
 
+    def holds(self, address: Address, now: float) -> bool:
+        """Whether some client has it."""
+        record = self._by_address.get(address)
+        return record is not None and record.client is not None and record.expires > now
+
     def _is_free(self, address: Address, now: float) -> bool:
         if self.is_taken(address):
             return False

@@ -53,3 +53,9 @@ class EventLog:
             yield query.time, f"DNS {query.name} {query.type}: {query.outcome} {answers}".rstrip()
         for note in tuple(internet.unexpected):
             yield note.time, f"unexpected: {note}"
+        unusual: dict[str, list[float]] = {}  # a system says the same again and again
+        for note in tuple(internet.unusual):
+            unusual.setdefault(f"{note}", []).append(note.time)
+        for text, times in unusual.items():
+            often = f" ({len(times)} times)" if len(times) > 1 else ""
+            yield times[0], f"unusual: {text}{often}"

@@ -283,6 +283,7 @@ class VirtualNetwork:
         self.events.clear()
         self.internet.dns_queries.clear()
         self.internet.unexpected.clear()
+        self.internet.unusual.clear()
         self._counters.clear()
         if self._server is not None:
             self._server.counters.clear()
@@ -361,7 +362,12 @@ class VirtualNetwork:
     def _make_world(self, server: Server) -> RecordingWorld:
         world = self.internet.make_world(server)
         return RecordingWorld(
-            world, self.flows, self.verdicts, self._name_of, lambda at: server.router.link_of(at)
+            world,
+            self.flows,
+            self.verdicts,
+            self._name_of,
+            lambda address: server.router.link_of(address),  # there is none yet
+            world.on_nobody,
         )
 
     def _name_of(self, address: str) -> str | None:
@@ -393,6 +399,7 @@ class _TestServer(Server):
         Server.__attrs_post_init__(self)
         assert isinstance(self.world, RecordingWorld)
         self.admission.on_decision = self.world.on_decision
+        self.admission.on_stray = self.world.on_stray
 
     def on_bug(self, error: Exception) -> None:
         self.counters.count("server.bug")

@@ -13,7 +13,7 @@ from typing import TypeVar, overload
 import trio
 from attrs import define, field, frozen
 
-from qemu_usernat.admission import Decision
+from qemu_usernat.admission import Decision, Guest
 from qemu_usernat.app import World
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.resolve import AnswerCallback
@@ -21,6 +21,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import HostState
 from qemu_usernat.nat.udp import GuestDatagrams, HostDatagrams, UdpMapping
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.tables import Network
 from qemu_usernat.policy.why import Why
@@ -284,6 +285,8 @@ class RecordingWorld:
     """The name that was looked up to get an address."""
     guest_at: Callable[[Address], str]
     """The name of the guest that speaks from an address."""
+    on_nobody: Callable[[Guest, FlowRequest, str | None], None]
+    """Who hears of what the gateway has refused by itself, perhaps for a name."""
     _pings: dict[tuple[Address, int, Address], FlowRecord] = field(factory=dict)
 
     # -- for the router
@@ -380,6 +383,13 @@ class RecordingWorld:
                 "" if rule is None else str(rule),
             )
         )
+
+        if verdict.action != ALLOW and decision.enforced:
+            self.on_nobody(decision.guest, request, decision.name)
+
+    def on_stray(self, guest: Guest, request: FlowRequest, now: float) -> None:
+        """A guest has tried to reach where nobody is."""
+        self.on_nobody(guest, request, None)
 
     def _begin(
         self, protocol: str, source: tuple[Address, int], address: Address, port: int

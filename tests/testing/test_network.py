@@ -93,7 +93,8 @@ async def test_what_the_gateway_refuses_is_a_verdict(autojump_clock: MockClock) 
         assert (verdict.protocol, verdict.address, verdict.port) == ("tcp", "127.0.0.1", 22)
         assert verdict.why == "martian"
         assert not network.flows
-        assert not network.internet.unexpected
+        (note,) = network.internet.unexpected
+        assert (note.protocol, note.host, note.port) == ("tcp", "127.0.0.1", 22)
 
 
 async def test_pings_are_flows_too(autojump_clock: MockClock) -> None:

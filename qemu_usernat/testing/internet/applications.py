@@ -101,6 +101,8 @@ def _from_body(body: Body) -> Called:
 
 def _from_mapping(bodies: Mapping[str, Body]) -> Called:
     async def call(request: Request, answer: Answer) -> None:
+        if request.path not in bodies:
+            answer.on_missing()
         missing = Response(f"there is no {request.path} here\n", 404)
         await _give(bodies.get(request.path, missing), answer)
 

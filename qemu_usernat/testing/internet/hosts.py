@@ -19,6 +19,7 @@ from qemu_usernat.testing.internet.faults import Direction, Fault, Reset
 from qemu_usernat.testing.internet.name_server import NameServer
 from qemu_usernat.testing.internet.records import Connection, Peer
 from qemu_usernat.testing.internet.timing import Line
+from qemu_usernat.testing.internet.watch import Watch
 from qemu_usernat.testing.internet.web import Request, TlsHandler, http_handler, over_tls
 
 StreamHandler = Callable[[trio.abc.HalfCloseableStream], Awaitable[None]]
@@ -85,6 +86,7 @@ class InternetHost:
     to_guest: Line = field(init=False, repr=False)
     from_guest: Line = field(init=False, repr=False)
     ping_chance: Random = field(init=False, repr=False)
+    _watch: Watch = field(kw_only=True, repr=False)
     _issue: Callable[["InternetHost"], SSLContext] = field(kw_only=True, repr=False)
     _name_server: NameServer = field(kw_only=True, repr=False)
     _seed: str = field(kw_only=True, repr=False)
@@ -123,23 +125,26 @@ class InternetHost:
     def tls(self, port: int, handler: TlsHandler) -> None:
         """As `tcp`, inside TLS, with a certificate for the host's names and addresses; the stream
         is a `trio.SSLStream`."""
-        self.tcp(port, over_tls(handler, self._issue(self)))
+        self.tcp(port, over_tls(handler, self._issue(self), self._watch))
 
     def http(self, application: Application, port: int = 80) -> None:
         """Serve HTTP/1.1: `application` is
 
         - str or bytes, the body for every path;
-        - a mapping of paths to bodies or `Response`s; other paths are 404;
+        - a mapping of paths to bodies or `Response`s; other paths are 404, and unexpected;
         - a function of a `Request` that returns a body or a `Response`, `async` or not;
         - a WSGI application. It is called in the network's own thread, one request at a time:
           while it blocks, the network stands still;
         - an ASGI application that runs under trio (no lifespan, no websockets).
         """
-        self.tcp(port, http_handler(as_called(application), self.requests, "http"))
+        self.tcp(port, self._http(application, "http"))
 
     def https(self, application: Application, port: int = 443) -> None:
         """`http` inside TLS. The guest needs `Internet.ca_pem` to trust it."""
-        self.tls(port, http_handler(as_called(application), self.requests, "https"))
+        self.tls(port, self._http(application, "https"))
+
+    def _http(self, application: Application, scheme: str) -> TlsHandler:
+        return http_handler(as_called(application), self.requests, scheme, self._watch)
 
     def name_server(self, port: int = 53) -> None:
         """Answer questions for names, over UDP and TCP, as the gateway's name server does: for

@@ -14,6 +14,7 @@ import trio
 import trustme
 
 from qemu_usernat.app import Server
+from qemu_usernat.policy.groups import is_martian
 from qemu_usernat.primitives.addresses import (
     is_loopback,
     is_multicast_or_broadcast,
@@ -25,6 +26,7 @@ from qemu_usernat.testing.internet.name_server import NameServer
 from qemu_usernat.testing.internet.names import Names, parse_name
 from qemu_usernat.testing.internet.records import DnsQuery, HandlerFailure, Unexpected
 from qemu_usernat.testing.internet.stage import Stage
+from qemu_usernat.testing.internet.watch import Watch
 from qemu_usernat.testing.internet.web import server_context
 from qemu_usernat.testing.internet.world import InternetWorld
 
@@ -90,6 +92,7 @@ class Internet:
             addresses,
             aliases=names if name is None else names[1:],
             issue=self._issue,
+            watch=Watch(names, addresses, self._stage.names.addresses_of, self._stage.unexpected),
             name_server=NameServer(self._stage.names, self._stage.guests),
             seed=f"{self._seed}",
         )
@@ -204,6 +207,12 @@ class Internet:
         return self._stage.unexpected
 
     @property
+    def unusual(self) -> list[Unexpected]:
+        """What guests have said to everybody and nobody has answered, as systems do by themselves:
+        broadcasts, multicast as that of mDNS, IPv6 looking for routers. No test fails for it."""
+        return self._stage.unusual
+
+    @property
     def errors(self) -> list[HandlerFailure]:
         """Handlers that have raised. A test that expects some of it takes it out."""
         return self._stage.failures
@@ -215,7 +224,7 @@ class Internet:
         if not counted:
             return
         lines = [
-            f"  {note}{f' ({count} times)' if count > 1 else ''}\n      define it: {remedy}"
+            f"  {note}{f' ({count} times)' if count > 1 else ''}\n      {remedy}"
             for (note, remedy), count in counted.items()
         ]
         more = len(lines) - LISTED_MAXIMUM
@@ -223,8 +232,23 @@ class Internet:
         raise AssertionError("a guest has reached for what is not defined:\n" + "\n".join(lines))
 
     def _remedy(self, note: Unexpected) -> str:
+        if note.protocol != "dns" and not self._may_be_host(note):
+            return "no host of an internet can be there"
+        if note.destination in self._stage.gateways:
+            host = f'internet.host(None, "127.0.0.1").{note.protocol}({note.port}, handler)'
+            return f"define it: NetworkSettings(host_loopback=True), and {host}"
         defined = any(note.destination in host.addresses for host in self._hosts)
-        return note.remedy(defined)
+        return f"define it: {note.remedy(defined)}"
+
+    def _may_be_host(self, note: Unexpected) -> bool:
+        address = ip_address(note.destination)
+        is_near = any(address in subnet for subnet in self._stage.subnets)
+        return (
+            note.protocol in ("tcp", "udp", "ping", "http", "https", "tls")
+            and address.version == 4
+            and not is_martian(address.packed)
+            and (not is_near or (note.port is not None and str(address) in self._stage.gateways))
+        )
 
     def assert_no_errors(self) -> None:
         """AssertionError that lists the handlers that have raised; its cause has the tracebacks."""
@@ -275,6 +299,7 @@ class Internet:
                         f"network {subnet}; allowed: an address outside of it"
                     )
         self._stage.subnets.add(subnet)
+        self._stage.gateways.add(str(server.config.network.gateway))
         return InternetWorld(self._stage, server)
 
 

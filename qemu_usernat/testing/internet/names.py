@@ -1,7 +1,7 @@
 """The names of the hermetic internet (RFC 1034, 1035), by dnspython.
 
 It owns what every name says and which names fail. A name that nobody has defined does not exist,
-and that is recorded; a type that a defined name does not have is no surprise to anybody.
+and that is recorded, as is a question for records that a defined name does not have.
 """
 
 from collections.abc import Iterator
@@ -32,6 +32,23 @@ MESSAGE_MAXIMUM = 65535  # octets (RFC 1035, 4.2.2)
 
 ALIASES_MAXIMUM = 16
 """CNAMEs that are followed for one question."""
+
+ADDRESSES = (RdataType.A, RdataType.AAAA)
+"""Who asks for one of them is content with the other."""
+
+BESIDE = frozenset(
+    {
+        RdataType.ANY,
+        RdataType.CNAME,
+        RdataType.NS,
+        RdataType.SOA,
+        RdataType.DS,
+        RdataType.DNSKEY,
+        RdataType.SVCB,
+        RdataType.HTTPS,
+    }
+)
+"""What resolvers and browsers ask beside what they are after: a defined name need not have it."""
 
 _TYPES = {4: "A", 6: "AAAA"}
 
@@ -104,6 +121,24 @@ class Names:
         """A name that says `address`."""
         return self._names.get(address)
 
+    def addresses_of(self, name: str) -> list[str]:
+        """Those that `name` says, by aliases or by itself."""
+        try:
+            owner = parse_name(name)
+        except ValueError:
+            return []
+        for _ in range(ALIASES_MAXIMUM):
+            records = self._records.get(owner, {})
+            if RdataType.CNAME not in records:
+                break
+            owner = dns.name.from_text(records[RdataType.CNAME][0].to_text())
+        return [each.to_text() for kind in ADDRESSES for each in records.get(kind, ())]
+
+    def is_defined(self, name: str) -> bool:
+        """Whether the test has said anything of `name`."""
+        owner = parse_name(name)
+        return owner in self._records or owner in self._failing
+
     # -- answering
 
     def answer(
@@ -150,17 +185,27 @@ class Names:
                 break
             response.answer.append(dns.rrset.from_rdata_list(name, TTL, alias))
             name = dns.name.from_text(alias[0].to_text())
+            records = self._records.get(name, {})
         if not self._exists(name):
             response.set_rcode(dns.rcode.NXDOMAIN)
-            if name not in self._known_reverse:
-                record_type = dns.rdatatype.to_text(kind)
-                note = Unexpected("dns", _text(name), None, record_type, guest, None, now)
-                self.unexpected.append(note)
+        if _is_missed(kind, records) and name not in self._known_reverse:
+            record_type = dns.rdatatype.to_text(kind)
+            note = Unexpected("dns", _text(name), None, record_type, guest, None, now)
+            self.unexpected.append(note)
         return True
 
     def _exists(self, name: Name) -> bool:
         """Whether it is defined, or a name below it is (RFC 8020)."""
         return name in self._records or any(known.is_subdomain(name) for known in self._records)
+
+
+def _is_missed(kind: RdataType, records: dict[RdataType, list[Rdata]]) -> bool:
+    """Whether somebody who asks for `kind` has reached for what is not defined."""
+    if not records:
+        return True
+    if kind in records or kind in BESIDE or RdataType.CNAME in records:
+        return False
+    return kind not in ADDRESSES or not any(each in records for each in ADDRESSES)
 
 
 def parse_name(name: str) -> Name:

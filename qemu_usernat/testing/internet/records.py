@@ -37,18 +37,22 @@ class Unexpected:
     """Something that a guest reached for and nobody has defined."""
 
     protocol: str
-    """"tcp", "udp", "ping" or "dns"."""
+    """"tcp", "udp", "ping", "dns"; "http" or "https" for a path or a Host that is not the host's,
+    "tls" for a server name; "arp" or "ndp" for a look for a neighbour; the number of another."""
     destination: str
     """The address; for "dns" the name that was asked for."""
     port: int | None
     name: str | None
-    """The name that is known for the address; for "dns" the type of record."""
+    """The name that is known for the address, or that the guest has said there; for "dns" the type
+    of record, if that is known."""
     guest: str
     """The guest's name."""
     source: Peer | None
     """Where it comes from; None for "dns": the gateway asks for its guests. The port of a ping
     is 0."""
     time: float
+    path: str | None = None
+    """Of a request, where that is what is not defined."""
 
     @property
     def host(self) -> str:
@@ -57,19 +61,31 @@ class Unexpected:
 
     def __str__(self) -> str:
         if self.protocol == "dns":
-            return f"DNS query for {self.destination} ({self.name})"
-        named = f" ({self.name})" if self.name else ""
+            return f"DNS query for {self.destination}{f' ({self.name})' if self.name else ''}"
+        where = f"{self.destination}{f' ({self.name})' if self.name else ''}"
         source = f" from {self.source[0]}" if self.source else ""
         if self.protocol == "ping":
-            return f"ping of {self.destination}{named}{source}"
-        return f"{self.protocol.upper()} to {self.destination}{named} port {self.port}{source}"
+            return f"ping of {where}{source}"
+        if self.protocol in ("arp", "ndp"):
+            return f"{self.protocol.upper()} request for {where}{source}"
+        protocol = (
+            f"protocol {self.protocol}" if self.protocol.isdecimal() else self.protocol.upper()
+        )
+        if self.path is not None:
+            protocol += f" request for {self.path}"
+        port = f" port {self.port}" if self.port is not None else ""
+        return f"{protocol} to {where}{port}{source}"
 
     def remedy(self, host_is_defined: bool) -> str:
-        """What a test writes to define it."""
+        """What a test writes to define it, where a host may be there at all."""
         if self.protocol == "dns":
-            if self.name == "A":
+            if self.name in ("A", None):
                 return f'internet.host("{self.destination}")'
             return f'internet.dns("{self.destination}", "{self.name}", ...)'
+        if self.path is not None:
+            return f'internet["{self.host}"].{self.protocol}({{"{self.path}": ...}}, {self.port})'
+        if self.protocol in ("http", "https", "tls"):
+            return f'aliases=["{self.name}"], of the host that is there'
         name = f'"{self.name}"' if self.name else None
         host = f'internet.host({name}, "{self.destination}")'
         if host_is_defined:

@@ -24,12 +24,15 @@ class Stage:
     timeline: Timeline = field(factory=Timeline)
     hosts: dict[Address, InternetHost] = field(factory=dict)
     unexpected: list[Unexpected] = field(factory=list)
+    unusual: list[Unexpected] = field(factory=list)
     failures: list[HandlerFailure] = field(factory=list)
     dns_latency: float = 0.0
     nursery: trio.Nursery | None = None
     """None while the internet does not run."""
     subnets: set[IPv4Network] = field(factory=set)
     """Those of the networks that were given a world: no host has an address in them."""
+    gateways: set[str] = field(factory=set)
+    """Theirs."""
 
     guests: dict[str, str] = field(factory=dict)
     """Addresses to the names of the guests that were heard from them last."""
@@ -38,9 +41,20 @@ class Stage:
         self, protocol: str, destination: Address, port: int | None, source: Peer
     ) -> None:
         """A guest reaches for what nobody has defined."""
+        self.note(self.unexpected, protocol, destination, port, source)
+
+    def note(
+        self,
+        notes: list[Unexpected],
+        protocol: str,
+        destination: Address,
+        port: int | None,
+        source: Peer,
+    ) -> None:
+        """The same, of what may be another list."""
         host = self.hosts.get(destination)
         name = host.name if host is not None else self.names.name_of(destination)
         text = format_address(destination)
         now = trio.current_time()
         guest = self.guests.get(source[0], "")
-        self.unexpected.append(Unexpected(protocol, text, port, name, guest, source, now))
+        notes.append(Unexpected(protocol, text, port, name, guest, source, now))

@@ -6,6 +6,7 @@ and how each becomes the one that is called here, is for `applications` to know.
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from attrs import frozen
 
 from qemu_usernat.testing.internet.records import Connection, Peer
 from qemu_usernat.testing.internet.streams import HostStream
+from qemu_usernat.testing.internet.watch import Watch
 
 BODY_MAXIMUM = 64 * 1024 * 1024
 """Octets of a request's body; a larger one is answered by 413."""
@@ -65,13 +67,23 @@ def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
     return context
 
 
+_shaking_hands: ContextVar[Connection] = ContextVar("connection")
+
+
 def over_tls(
-    handler: TlsHandler, context: ssl.SSLContext
+    handler: TlsHandler, context: ssl.SSLContext, watch: Watch
 ) -> Callable[[trio.abc.HalfCloseableStream], Awaitable[None]]:
     """A handler that serves inside TLS. A guest that does not agree, because it does not trust the
     certificate, for one, is no failure of the handler: it is how the connection has ended."""
 
+    def on_server_name(tls: object, name: str | None, context: ssl.SSLContext) -> None:
+        if name is not None:
+            watch.on_name("tls", name, _shaking_hands.get())
+
+    context.sni_callback = on_server_name
+
     async def serve(stream: trio.abc.HalfCloseableStream) -> None:
+        _shaking_hands.set(_record_of(stream))  # `do_handshake` calls back in this very task
         tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         try:
             await tls.do_handshake()
@@ -88,11 +100,13 @@ def over_tls(
     return serve
 
 
-def http_handler(application: "Called", requests: list[Request], scheme: str) -> TlsHandler:
+def http_handler(
+    application: "Called", requests: list[Request], scheme: str, watch: Watch
+) -> TlsHandler:
     """A handler of connections on which `application` answers; `requests` gets a note of each."""
 
     async def serve(stream: trio.abc.Stream) -> None:
-        await _HttpConnection(stream, application, requests, scheme).run()
+        await _HttpConnection(stream, application, requests, scheme, watch).run()
 
     return serve
 
@@ -101,12 +115,18 @@ class _HttpConnection:
     """Request after request, until one end has had enough."""
 
     def __init__(
-        self, stream: trio.abc.Stream, application: "Called", requests: list[Request], scheme: str
+        self,
+        stream: trio.abc.Stream,
+        application: "Called",
+        requests: list[Request],
+        scheme: str,
+        watch: Watch,
     ) -> None:
         self._stream = stream
         self._application = application
         self._requests = requests
         self._scheme = scheme
+        self._watch = watch
         self._record = _record_of(stream)
         self.h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_MAXIMUM)
 
@@ -120,6 +140,8 @@ class _HttpConnection:
             if request is None:
                 return
             self._requests.append(request)
+            if request.host and request.target.startswith(("/", "*")):  # else it asks a proxy
+                self._watch.on_name(request.scheme, request.host, self._record)
             answer = Answer(self, request)
             await self._application(request, answer)
             await answer.finish()
@@ -156,6 +178,9 @@ class _HttpConnection:
             await self.send(h11.Data(data=message.encode()))
             await self.send(h11.EndOfMessage())
 
+    def on_missing(self, request: Request) -> None:
+        self._watch.on_missing(request.scheme, request.path, self._record)
+
     async def send(self, event: h11.Event) -> None:
         octets = self.h11.send(event)
         if octets:
@@ -167,8 +192,13 @@ class Answer:
 
     def __init__(self, connection: _HttpConnection, request: Request) -> None:
         self._connection = connection
+        self._request = request
         self._is_head = request.method == "HEAD"
         self.started = False
+
+    def on_missing(self) -> None:
+        """What is asked for is not there, and the test has not said so."""
+        self._connection.on_missing(self._request)
 
     async def start(
         self, status: int, headers: Iterable[tuple[str | bytes, str | bytes]], reason: str = ""

@@ -11,18 +11,25 @@ from typing import cast
 
 import trio
 
+from qemu_usernat.admission import Guest
 from qemu_usernat.app import Server
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.tables import Network
-from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
+from qemu_usernat.primitives.addresses import (
+    LOOPBACK_IPV4,
+    Address,
+    format_address,
+    is_multicast_or_broadcast,
+)
 from qemu_usernat.router import EchoRequest
 from qemu_usernat.testing.internet.datagrams import HostSocket
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.hosts import Service, StreamHandler
-from qemu_usernat.testing.internet.records import HandlerFailure, Peer
+from qemu_usernat.testing.internet.records import HandlerFailure, Peer, Unexpected
 from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
 from qemu_usernat.wire.packets import Buffer
@@ -124,6 +131,38 @@ class InternetWorld:
         host.from_guest.carry(stage.timeline, chance, octets, arrive)
         return True
 
+    # -- what never came here
+
+    def on_nobody(self, guest: Guest, request: FlowRequest, name: str | None = None) -> None:
+        """The gateway has refused this by itself; it is noted unless the test has defined it.
+
+        What systems say to everybody, or look for on their own link, is no more than unusual.
+        """
+        stage, now = self._stage, trio.current_time()
+        if request.protocol == "dns":
+            if name is not None and not stage.names.is_defined(name):
+                note = Unexpected("dns", name, None, None, guest.link, None, now)
+                stage.unexpected.append(note)
+            return
+        destination, network = request.destination, self._server.config.network
+        if network.host_loopback and destination == network.gateway.packed:
+            destination = LOOPBACK_IPV4
+        host = stage.hosts.get(destination)
+        if host is not None and (
+            request.protocol == "icmp" or host.answer(request.protocol, request.port) is not None
+        ):
+            return
+        source = format_address(guest.address), 0
+        stage.guests[source[0]] = guest.link
+        protocol = "ping" if request.protocol == "icmp" else request.protocol
+        port = request.port if protocol in ("tcp", "udp") else None
+        everybody = destination == network.subnet.broadcast_address.packed
+        if everybody or is_multicast_or_broadcast(destination) or _is_of_link(destination):
+            notes = stage.unusual
+        else:
+            notes = stage.unexpected
+        stage.note(notes, protocol, request.destination, port, source)
+
     def _source(self, address: Address, port: int) -> Peer:
         """Where a guest comes from; and which guest that is, is noted."""
         text = format_address(address)
@@ -171,6 +210,11 @@ class InternetWorld:
     def close(self) -> None:
         """The server ends."""
         self._closed = True
+
+
+def _is_of_link(address: Address) -> bool:
+    """IPv6 link-local (RFC 4291, 2.5.6): neighbours look for each other there by themselves."""
+    return len(address) == 16 and address[0] == 0xFE and address[1] >> 6 == 2
 
 
 def _failure_in(error: Exception) -> Exception | None:
