@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qemu_usernat.policy.rules import NetworkPolicy
+    from qemu_usernat.policy.settings import PolicySettings
 
 __version__ = "0.1.0"
 
-__all__ = ["NetworkPolicy", "__version__"]
+__all__ = ["NetworkPolicy", "PolicySettings", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from qemu_usernat.policy.rules import NetworkPolicy
 
         return NetworkPolicy
+    if name == "PolicySettings":
+        from qemu_usernat.policy.settings import PolicySettings
+
+        return PolicySettings
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -273,7 +273,9 @@ class AddressField(Field[str]):
         try:
             inside = IPv4Network(network)
         except ValueError as error:
-            raise ValueError(f"{self.name}.within({network!r}): {error}") from error
+            raise ValueError(
+                f'{self.name}.within({network!r}): {error}; allowed: a network, like "10.0.2.0/24"'
+            ) from error
         return self._test(f".within({network!r})", lambda found: ip_address(found) in inside)
 
 

@@ -329,8 +329,14 @@ class VirtualNetwork:
     def _settings(self, policy: NetworkPolicy | PolicySettings | None) -> PolicySettings | None:
         if isinstance(policy, NetworkPolicy):
             return PolicySettings(policy=policy)
-        if policy is not None:
-            policy.check_guests(self._guests)
+        if policy is None:
+            return None
+        if not isinstance(policy, PolicySettings):
+            raise TypeError(
+                f"policy is {policy!r}; allowed: None, a NetworkPolicy for all guests, or "
+                "PolicySettings(policy=…, guests={name: …}) with one for each, both of qemu_usernat"
+            )
+        policy.check_guests(self._guests)
         return policy
 
     async def change_internet(self, internet: Internet) -> None:

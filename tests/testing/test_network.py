@@ -4,11 +4,13 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from qemu_usernat import NetworkPolicy
 from qemu_usernat.config.network import Network
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing.fake_guest import FakeGuest
@@ -211,6 +213,17 @@ async def test_what_one_guest_did_is_asked_by_its_name(
         ):
             with pytest.raises(ValueError, match="guest is 'One'; allowed: 'one', 'two'"):
                 ask()
+
+
+async def test_what_is_no_policy_is_told_what_is_one(autojump_clock: MockClock) -> None:
+    """Where the network is made, and where another one is set."""
+    nonsense: Any = {"guest": {"two": NetworkPolicy.deny_all()}}
+    words = r"policy is {.*allowed: None, a NetworkPolicy .*PolicySettings\(policy=…, guests="
+    with pytest.raises(TypeError, match=words):
+        VirtualNetwork(policy=nonsense)
+    async with VirtualNetwork() as network:
+        with pytest.raises(TypeError, match=words):
+            network.set_policy(nonsense)
 
 
 async def test_faults_befall_the_frames(internet: Internet, autojump_clock: MockClock) -> None:

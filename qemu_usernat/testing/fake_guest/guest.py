@@ -391,5 +391,5 @@ def _parsed(what: str, address: str | None) -> Address | None:
 def _required(what: str, address: str) -> Address:
     packed = as_address(address)
     if packed is None:
-        raise ValueError(f"{what} is an IPv4 address such as '10.0.2.2', not {address!r}")
+        raise ValueError(f'{what} is {address!r}; allowed: an IPv4 address, like "10.0.2.2"')
     return packed

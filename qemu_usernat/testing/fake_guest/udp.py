@@ -41,7 +41,7 @@ class UdpSocket:
         self._check()
         destination = as_address(address)
         if destination is None:
-            raise ValueError(f"address is an IPv4 address such as '10.0.2.2', not {address!r}")
+            raise ValueError(f'address is {address!r}; allowed: an IPv4 address, like "10.0.2.2"')
         if not 0 < port < 65536:
             raise ValueError(f"port is from 1 to 65535, not {port}")
         mac = await self._stack.next_hop(destination)

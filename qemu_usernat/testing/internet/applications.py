@@ -5,6 +5,7 @@ A body for every path, bodies by path, a function of a request, WSGI (PEP 3333),
 
 import inspect
 import io
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias, cast
@@ -75,26 +76,62 @@ def _parameters(application: object) -> int | None:
 # -- texts and functions
 
 
-async def _give(body: Body, answer: Answer) -> None:
+def _whole(body: Body) -> Response:
+    """With octets for a body, and the header that says of which kind they are."""
     response = body if isinstance(body, Response) else Response(body)
-    if isinstance(response.body, str):
-        octets, kind = response.body.encode(), "text/plain; charset=utf-8"
-    else:
-        octets, kind = response.body, "application/octet-stream"
+    octets, kind = response.body, "application/octet-stream"
+    if isinstance(octets, str):
+        octets, kind = octets.encode(), "text/plain; charset=utf-8"
+    headers = dict(response.headers)
+    if response.status not in _WITHOUT_BODY and "content-type" not in map(str.lower, headers):
+        headers["Content-Type"] = kind
+    return Response(octets, response.status, headers)
+
+
+def _part(whole: Response, request: Request) -> Response:
+    """What is asked for of a body that stands still, so that a download that broke off can go on
+    (RFC 9110, 14)."""
+    given = {name.lower() for name in whole.headers}
+    if whole.status != 200 or given & {"accept-ranges", "content-length", "content-range"}:
+        return whole
+    headers, length = {**whole.headers, "Accept-Ranges": "bytes"}, len(whole.body)
+    wanted = None
+    if request.method == "GET" and "if-range" not in request.headers:  # there are no validators
+        wanted = _range(request.headers.get("range", ""), length)
+    if wanted is None:
+        return Response(whole.body, 200, headers)
+    if not wanted:
+        return Response(b"", 416, {**headers, "Content-Range": f"bytes */{length}"})
+    headers["Content-Range"] = f"bytes {wanted[0]}-{wanted[-1]}/{length}"
+    return Response(whole.body[wanted[0] : wanted[-1] + 1], 206, headers)
+
+
+def _range(header: str, length: int) -> range | None:
+    """Which octets are asked for; none where these are not there, None where it says no single
+    range, and all are given."""
+    found = re.fullmatch(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", header, re.IGNORECASE)
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        return range(max(0, length - int(found[2])), length)
+    first, last = int(found[1]), int(found[2] or length)
+    return None if last < first and found[2] else range(first, min(last + 1, length))
+
+
+async def _give(body: Body, answer: Answer) -> None:
+    response = _whole(body)
     headers = dict(response.headers)
     given = {name.lower() for name in headers}
-    if response.status not in _WITHOUT_BODY:
-        if "content-type" not in given:
-            headers["Content-Type"] = kind
-        if not given & {"content-length", "transfer-encoding"}:
-            headers["Content-Length"] = str(len(octets))
+    if response.status not in _WITHOUT_BODY and not given & {"content-length", "transfer-encoding"}:
+        headers["Content-Length"] = str(len(response.body))
     await answer.start(response.status, headers.items())
-    await answer.write(octets)
+    assert isinstance(response.body, bytes)
+    await answer.write(response.body)
 
 
 def _from_body(body: Body) -> Called:
     async def call(request: Request, answer: Answer) -> None:
-        await _give(body, answer)
+        await _give(_part(_whole(body), request), answer)
 
     return call
 
@@ -104,7 +141,7 @@ def _from_mapping(bodies: Mapping[str, Body]) -> Called:
         if request.path not in bodies:
             answer.on_missing()
         missing = Response(f"there is no {request.path} here\n", 404)
-        await _give(bodies.get(request.path, missing), answer)
+        await _give(_part(_whole(bodies.get(request.path, missing)), request), answer)
 
     return call
 

@@ -83,7 +83,10 @@ class Internet:
         for each in names:
             parse_name(each)
         if name is not None and any(_same(name, host.name) for host in self._hosts):
-            raise ValueError(f'name {name!r} is taken: internet["{name}"] is that host')
+            raise ValueError(
+                f'name {name!r} is taken: internet["{name}"] is that host; for the name to lead '
+                f'somewhere else, internet.dns("{name}", "A", address)'
+            )
         if not addresses:
             addresses = (self._free_address(),)
         packed = [self._checked_address(address) for address in addresses]

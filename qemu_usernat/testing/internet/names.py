@@ -50,6 +50,11 @@ BESIDE = frozenset(
 )
 """What resolvers and browsers ask beside what they are after: a defined name need not have it."""
 
+_EXAMPLES = {
+    RdataType.A: 'an IPv4 address, like "203.0.113.10"',
+    RdataType.AAAA: 'an IPv6 address, like "2001:db8::10"',
+}
+
 _TYPES = {4: "A", 6: "AAAA"}
 
 _TEXT_MAXIMUM = 255  # octets of one string in a TXT record (RFC 1035, 3.3.14)
@@ -230,6 +235,8 @@ def _parse_value(kind: RdataType, value: str) -> Rdata:
         )
     except (dns.exception.DNSException, ValueError) as error:
         record_type = dns.rdatatype.to_text(kind)
+        if kind in _EXAMPLES:
+            raise ValueError(f"value is {value!r}; allowed: {_EXAMPLES[kind]}") from error
         raise ValueError(
             f"{value!r} is no {record_type} record ({error}); allowed: its data as in a zone file, "
             f'like "10 mail.example.com" for MX'

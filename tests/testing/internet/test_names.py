@@ -57,7 +57,7 @@ async def test_a_host_has_an_address_without_being_given_one(internet: Internet)
     internet.host("one.example", "198.18.0.1")
     two, three = internet.host("two.example"), internet.host(None)
     assert (two.addresses, three.addresses) == (("198.18.0.2",), ("198.18.0.3",))
-    with pytest.raises(ValueError, match=r"name 'two\.example' is taken"):
+    with pytest.raises(ValueError, match=r"name 'two\.example' is taken.*internet\.dns\("):
         internet.host("two.example")
     assert "two.example (198.18.0.2), 198.18.0.3 (198.18.0.3); 0 unexpected" in repr(internet)
     async with guest_with(internet) as guest:
@@ -281,6 +281,10 @@ def test_mistakes_are_told_with_what_is_allowed(internet: Internet) -> None:
         internet.dns("example.com", "NOSUCH", "x")
     with pytest.raises(ValueError, match=r"no value is given for the MX record of 'example\.com'"):
         internet.dns("example.com", "MX")
+    with pytest.raises(ValueError, match=r"value is '203\.0\.113\.999'; allowed: an IPv4 address"):
+        internet.dns("example.com", "A", "203.0.113.999")
+    with pytest.raises(ValueError, match=r"value is '203\.0\.113\.9'; allowed: an IPv6 address"):
+        internet.dns("example.com", "AAAA", "203.0.113.9")
     with pytest.raises(ValueError, match=r"'mail' is no MX record .* like \"10 mail\.example"):
         internet.dns("example.com", "MX", "mail")
     with pytest.raises(ValueError, match=r"name is 'a\.\.b'"):

@@ -114,6 +114,61 @@ async def test_bodies_by_path(internet: Internet, example: InternetHost) -> None
 
 
 @jumping
+@pytest.mark.parametrize(
+    ("asked", "status", "body", "says"),
+    [
+        ("bytes=4-", 206, b"456789", "bytes 4-9/10"),
+        ("bytes=0-0", 206, b"0", "bytes 0-0/10"),
+        ("bytes=8-99", 206, b"89", "bytes 8-9/10"),
+        ("Bytes= 2-3", 206, b"23", "bytes 2-3/10"),
+        ("bytes=-3", 206, b"789", "bytes 7-9/10"),
+        ("bytes=-30", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=10-", 416, b"", "bytes */10"),
+        ("bytes=-0", 416, b"", "bytes */10"),
+        ("bytes=99999999999999999-", 416, b"", "bytes */10"),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),
+        ("bytes=5-4", 200, b"0123456789", None),
+        ("bytes=-", 200, b"0123456789", None),
+        ("lines=1-2", 200, b"0123456789", None),
+        ("bytes=4-\r\nIf-Range: yesterday", 200, b"0123456789", None),
+    ],
+)
+async def test_a_download_is_resumed(
+    internet: Internet,
+    example: InternetHost,
+    asked: str,
+    status: int,
+    body: bytes,
+    says: str | None,
+) -> None:
+    """`curl -C -` and `wget -c` get the part that they lack of a body that stands still."""
+    example.http({"/file": b"0123456789"})
+    example.http("0123456789", port=81)
+    async with guest_with(internet) as guest:
+        head = f"GET /file HTTP/1.0\r\nHost: example.com\r\nRange: {asked}\r\n\r\n"
+        for port in (80, 81):
+            received = await answer_to(await guest.connects(port), head.encode())
+            assert (received.status, received.body) == (status, body)
+            assert received.headers.get("content-range") == says
+            assert received.headers["accept-ranges"] == "bytes"
+
+
+@jumping
+async def test_a_part_is_not_given_where_the_test_says_otherwise(
+    internet: Internet, example: InternetHost
+) -> None:
+    """Another status than 200, a header that says so, a function that answers by itself."""
+    plain = Response("0123456789", headers={"accept-ranges": "none"})
+    example.http({"/none": plain, "/error": Response("0123456789", 500)})
+    example.http(lambda request: "0123456789", port=81)
+    async with guest_with(internet) as guest:
+        for port, path, status in ((80, "/none", 200), (80, "/error", 500), (81, "/", 200)):
+            head = f"GET {path} HTTP/1.0\r\nRange: bytes=4-\r\n\r\n"
+            received = await answer_to(await guest.connects(port), head.encode())
+            assert (received.status, received.body) == (status, b"0123456789")
+
+
+@jumping
 async def test_a_function_of_the_request(internet: Internet, example: InternetHost) -> None:
     """A coroutine function or a plain one, which gives a body or a response."""
 
