@@ -21,7 +21,8 @@ serve() {
     qemu-usernat serve "$@" >"$room/said" &
     server=$!
     until grep -q '^listening\|^connecting' "$room/said"; do
-        kill -0 "$server" && sleep 0.1
+        kill -0 "$server" || exit 1
+        sleep 0.1
     done
 }
 

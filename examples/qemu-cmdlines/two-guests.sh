@@ -10,7 +10,8 @@ qemu -netdev stream,id=net0,server=off,addr.type=unix,addr.path="$socket" \
 first=$!
 trap 'kill $server $first 2>/dev/null || true; rm -r "$room"' EXIT
 until grep -q 'guest: up' "$room/first.log" 2>/dev/null; do
-    kill -0 "$first" && sleep 0.1
+    kill -0 "$first" || exit 1
+    sleep 0.1
 done
 unset SERIAL
 qemu -netdev stream,id=net0,server=off,addr.type=unix,addr.path="$socket" \
