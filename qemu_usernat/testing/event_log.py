@@ -3,7 +3,7 @@
 It owns the notes; the rest it puts in order from what others have recorded.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 import trio
@@ -15,6 +15,8 @@ from qemu_usernat.testing.records import FlowRecord
 NOTES_MAXIMUM = 10_000
 LINES_MAXIMUM = 500
 """Of what is told: the last ones."""
+UNUSUAL_MAXIMUM = 20
+"""Kinds of it, the most frequent first: systems say the same again and again."""
 
 
 class EventLog:
@@ -32,13 +34,18 @@ class EventLog:
         self._notes.clear()
 
     def told(self, flows: Iterable[FlowRecord], internet: Internet, counters: Counters) -> str:
-        """One line for each event, in order, then the counters."""
+        """One line for each event, in order, then what was unusual, and the counters."""
         events = sorted(self._events(flows, internet), key=lambda event: event[0])
         left_out = len(events) - LINES_MAXIMUM
         begun = events[0][0] if events else 0.0
         lines = [f"({left_out} earlier events left out)"] if left_out > 0 else []
         lines += [f"{time - begun:9.3f} s  {text}" for time, text in events[-LINES_MAXIMUM:]]
         lines += [f"{failure}" for failure in internet.errors]
+        unusual = Counter(f"{note}" for note in internet.unusual).most_common(UNUSUAL_MAXIMUM)
+        if unusual:
+            lines.append(
+                "unusual: " + "; ".join(f"{text}, {often} times" for text, often in unusual)
+            )
         counted = ", ".join(f"{name} {count}" for name, count in sorted(counters.items()))
         return "\n".join([*lines, f"counters: {counted or 'nothing was counted'}"])
 
@@ -53,9 +60,3 @@ class EventLog:
             yield query.time, f"DNS {query.name} {query.type}: {query.outcome} {answers}".rstrip()
         for note in tuple(internet.unexpected):
             yield note.time, f"unexpected: {note}"
-        unusual: dict[str, list[float]] = {}  # a system says the same again and again
-        for note in tuple(internet.unusual):
-            unusual.setdefault(f"{note}", []).append(note.time)
-        for text, times in unusual.items():
-            often = f" ({len(times)} times)" if len(times) > 1 else ""
-            yield times[0], f"unusual: {text}{often}"

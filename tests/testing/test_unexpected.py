@@ -365,7 +365,7 @@ async def test_the_event_log_tells_of_what_is_unusual_once(
         await guest.dhcp()
         await sends(MDNS, MDNS, MDNS)(guest)
         told = network.event_log()
-        assert told.count("unusual: UDP to 224.0.0.251 port 5353 from 10.0.2.15 (3 times)") == 1
+        assert "unusual: UDP to 224.0.0.251 port 5353 from 10.0.2.15, 3 times\n" in told
         assert told.count("224.0.0.251") == 1
         network.clear()
         assert not internet.unusual
