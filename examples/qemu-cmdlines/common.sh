@@ -14,7 +14,7 @@ fi
 room=$(mktemp -d)
 socket=$room/net.sock
 server=
-trap 'kill $server 2>/dev/null || true; rm -r "$room"' EXIT
+trap 'kill $server 2>/dev/null && wait $server || true; rm -rf "$room"' EXIT
 
 # Start the server and wait until it listens.
 serve() {

@@ -8,7 +8,7 @@ SERIAL=file:$room/first.log
 qemu -netdev stream,id=net0,server=off,addr.type=unix,addr.path="$socket" \
     -device virtio-net-pci,netdev=net0,mac=52:54:00:12:34:56 </dev/null &
 first=$!
-trap 'kill $server $first 2>/dev/null || true; rm -r "$room"' EXIT
+trap 'kill $server $first 2>/dev/null && wait $server || true; rm -rf "$room"' EXIT
 until grep -q 'guest: up' "$room/first.log" 2>/dev/null; do
     kill -0 "$first" || exit 1
     sleep 0.1
