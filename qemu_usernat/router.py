@@ -273,7 +273,9 @@ class Router:
             if protocol == TCP:
                 connections = self.connections
                 flow = connections.flows.get((source, source_port, destination, destination_port))
-                if flow is not None and (not guard.on or guard.is_owner(source, frame[6:12])):
+                if flow is not None and (
+                    not guard.on or guard.is_owner(source, self.switch.speaker)
+                ):
                     if not flow.touched:
                         connections.touch(flow)
                     try:
@@ -291,7 +293,7 @@ class Router:
                         connections.break_off(flow, error)
                     return
             else:
-                known = not guard.on or guard.is_owner(source, frame[6:12])
+                known = not guard.on or guard.is_owner(source, self.switch.speaker)
                 if known and destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
                     source, source_port, destination, destination_port, frame[start:end],
                     frame[6:12], now,

@@ -68,9 +68,9 @@ class SourceGuard:
         """Whether somebody else than `mac` has `address` now."""
         return address not in self._free and self._owners.get(address, mac) != mac
 
-    def is_owner(self, address: Address, mac: memoryview) -> bool:
+    def is_owner(self, address: Address, mac: MacAddress) -> bool:
         """The same for each frame of the fast way, of an address that has an owner."""
-        return mac.tobytes() == self._owners.get(address)
+        return mac == self._owners.get(address)
 
     def bind(self, address: Address, mac: MacAddress) -> None:
         """`mac` has leased `address`."""

@@ -47,6 +47,8 @@ class Port:
     """MAC addresses learned here, oldest first."""
     familiar: bytes = b""
     """Destination and source of the last frame for the gateway: the next is nearly always alike."""
+    speaker: MacAddress = b""
+    """That source."""
 
     def send(self, frame: Buffer) -> None:
         """Queue one frame, or drop it where the queue is full."""

@@ -30,6 +30,8 @@ class Switch:
     """Takes a frame for the gateway: ``gateway(frame, now)``; the view is good for the turn."""
     counters: Counters
     guard: SourceGuard = field(factory=SourceGuard)
+    speaker: MacAddress = b""
+    """Who has sent the frame that is looked at."""
     ports: list[Port] = field(factory=list)
     _port_of: dict[MacAddress, Port] = field(factory=dict)
     """The ports' `addresses`, the other way round: always both change."""
@@ -60,9 +62,11 @@ class Switch:
         """A frame of at least 14 bytes from a guest."""
         addresses = frame[:12].tobytes()
         if addresses == port.familiar:
+            self.speaker = port.speaker
             self.gateway(frame, now)
             return
         destination, source = addresses[:6], addresses[6:]
+        self.speaker = source
         if source[0] & 1:
             self.counters.count("ethernet.group_source")  # IEEE 802.3: a source is one station
             return
@@ -73,7 +77,7 @@ class Switch:
             self.counters.count("ethernet.spoofed_source")
             return
         if destination == self.gateway_mac:
-            port.familiar = addresses
+            port.familiar, port.speaker = addresses, source
             self.gateway(frame, now)
         elif destination[0] & 1:
             if len(self.ports) > 1 and self._may_reach_guests(frame):
