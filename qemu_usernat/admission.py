@@ -103,7 +103,7 @@ class Admission:
         return self.settings is not None and self.settings.mode == LEARN
 
     def judge_of(self, guest: Guest) -> Judge:
-        """The judge of that guest: by its MAC address, its link, or everybody's."""
+        """The judge of that guest: by its link, its MAC address, or everybody's."""
         judges = self._judges
         if len(judges) == 1:
             return judges[""]
@@ -173,8 +173,10 @@ class Admission:
         nobody. What is still held is asked when it has said it.
         """
         request, judge = decision.request, self.judge_of(decision.guest)
-        if request.port == DNS_PORT and self.guards_names and not judge.is_named(request):
-            return False  # the gateway answers there
+        if request.port == DNS_PORT and self.answers_dns(
+            decision.guest, request.protocol, request.destination
+        ):
+            return False
         verdict = judge.judge(request)
         if verdict.hold and not decision.verdict.hold:
             verdict = judge.judge(evolve(request, flight=Flight(Speech.OTHER)))

@@ -45,8 +45,6 @@ class SourceGuard:
     """An address has another owner than before: what others have begun from there is to end."""
     on: bool = False
     _owners: dict[Address, MacAddress] = field(factory=dict)
-    _free: set[Address] = field(factory=set)
-    """Addresses whose owner has left."""
 
     def may_show(self, mac: MacAddress, port: Port, known: Port | None) -> bool:
         """Whether a frame from `mac` may come from `port`; `known` is where it was seen before."""
@@ -60,13 +58,11 @@ class SourceGuard:
             if self.is_of_another(mac, address) or len(self._owners) >= ADDRESSES_MAXIMUM:
                 return False
             self.bind(address, mac)
-        elif self._free:
-            self._free.discard(address)
         return True
 
     def is_of_another(self, mac: MacAddress, address: Address) -> bool:
         """Whether somebody else than `mac` has `address` now."""
-        return address not in self._free and self._owners.get(address, mac) != mac
+        return self._owners.get(address, mac) != mac
 
     def is_owner(self, address: Address, mac: MacAddress) -> bool:
         """The same for each frame of the fast way, of an address that has an owner."""
@@ -74,15 +70,14 @@ class SourceGuard:
 
     def bind(self, address: Address, mac: MacAddress) -> None:
         """`mac` has leased `address`."""
-        self._free.discard(address)
         if self._owners.get(address) != mac:
             self._owners[address] = mac
             self.on_owner(address, mac)
 
     def forget(self, macs: Iterable[MacAddress]) -> None:
-        """The machines at `macs` have left."""
+        """The machines at `macs` have left: their addresses are free, also for themselves."""
         gone = set(macs)
-        self._free.update(address for address, mac in self._owners.items() if mac in gone)
+        self._owners = {address: mac for address, mac in self._owners.items() if mac not in gone}
 
     def may_reach_guests(self, frame: memoryview) -> bool:
         """Whether a frame for another guest, or for all of them, may go there."""

@@ -180,6 +180,25 @@ async def test_a_guest_that_has_left_leaves_nothing_to_its_neighbour(
         assert [verdict.allowed for verdict in network.verdicts] == [True, False, False, False]
 
 
+async def test_a_guest_that_has_come_back_has_its_address_again(
+    autojump_clock: MockClock,
+) -> None:
+    """From its first datagram on, though that is one of a conversation that goes on."""
+    async with two_guests(one_may()) as (network, one, two):
+        with one.open_udp(4000) as port:
+            await port.send_to(b"x", SITE, 7)
+            await port.receive_from(5)
+            await one.reconnect(network.socket_path("one"))
+            await trio.sleep(5)
+            await port.send_to(b"x", SITE, 7)
+            await port.receive_from(5)
+            await two.send_frame(datagram(network, two.mac, str(one.address)))
+            await trio.sleep(1)
+            assert network.counters["ipv4.spoofed_source"] == 1
+            await port.send_to(b"x", SITE, 7)
+            assert (await port.receive_from(5))[0] == b"x"
+
+
 async def test_nobody_plays_the_gateway_to_its_neighbour(autojump_clock: MockClock) -> None:
     """Neither its answers to ARP, nor to DNS, nor leases reach another guest; what is the guest's
     own does."""
