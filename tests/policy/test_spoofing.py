@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import parse_address, parse_mac
-from qemu_usernat.testing import FakeGuest, Internet, VirtualNetwork
+from qemu_usernat.testing import FakeGuest, Internet, Outcome, VirtualNetwork
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp
 from qemu_usernat.wire.ipv4 import ipv4_frames
@@ -26,13 +26,21 @@ def one_may() -> PolicySettings:
     return PolicySettings(policy=deny_all, guests={"one": deny_all.allow_ip(SITE)})
 
 
+async def listen(stream: trio.abc.HalfCloseableStream) -> None:
+    """Until there is nobody to listen to."""
+    async for _ in stream:
+        pass
+
+
 @asynccontextmanager
 async def two_guests(
     policy: NetworkPolicy | PolicySettings | None,
 ) -> AsyncIterator[tuple[VirtualNetwork, FakeGuest, FakeGuest]]:
     """One with its lease, and a neighbour with its own."""
     internet = Internet()
-    internet.host("site.example", SITE).udp(7, lambda payload, source: payload)
+    site = internet.host("site.example", SITE)
+    site.udp(7, lambda payload, source: payload)
+    site.tcp(7, listen)
     with trio.fail_after(60):
         async with (
             VirtualNetwork(internet, policy=policy, guests=("one", "two", "three")) as network,
@@ -171,13 +179,16 @@ async def test_a_guest_that_has_left_leaves_nothing_to_its_neighbour(
     """Its address is free; what it was allowed from there is not."""
     async with two_guests(one_may()) as (network, one, two):
         assert await echoed(one) == b"x"
+        await one.connect_tcp(SITE, 7)
         address = str(one.address)
         await one.disconnect()
         await trio.sleep(1)
         for _ in range(3):
             await two.send_frame(datagram(network, two.mac, address))
             await trio.sleep(1)
-        assert [verdict.allowed for verdict in network.verdicts] == [True, False, False, False]
+        assert [verdict.allowed for verdict in network.verdicts[2:]] == [False, False, False]
+        (connection,) = network.flows.where(protocol="tcp")
+        assert connection.outcome is not Outcome.OPEN
 
 
 async def test_a_guest_that_has_come_back_has_its_address_again(
@@ -258,7 +269,8 @@ async def test_a_pin_is_not_found_on_another_link(autojump_clock: MockClock) -> 
         async with network.fake_guest("two", mac=one.mac) as again:
             await again.dhcp()
             with pytest.raises(ConnectionRefusedError):
-                await again.connect_tcp(SITE, 80)
+                await again.connect_tcp(SITE, 7)
+            assert not network.flows
 
 
 async def test_a_guest_that_comes_again_is_itself(autojump_clock: MockClock) -> None:
