@@ -10,28 +10,21 @@ touched pays what it owes and every port sends.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 from attrs import define, field, frozen
 
 from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
-from qemu_usernat.connections import DNS_PORT, Connections, TcpEdge
+from qemu_usernat.connections import Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.gate import Gate
-from qemu_usernat.gateway.arp import ArpResponder
-from qemu_usernat.gateway.dhcp import (
-    CLIENT_PORT,
-    SERVER_PORT,
-    DhcpServer,
-    DhcpSettings,
-    is_lease,
-)
+from qemu_usernat.gateway.dhcp import SERVER_PORT
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
-from qemu_usernat.gateway.icmp import EchoResponder, ErrorLimiter
+from qemu_usernat.gateway.icmp import ErrorLimiter
+from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
@@ -48,13 +41,11 @@ from qemu_usernat.primitives.addresses import (
     LOOPBACK_IPV4,
     Address,
     MacAddress,
-    is_multicast_or_broadcast,
 )
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
-from qemu_usernat.wire.arp import arp_frame
+from qemu_usernat.services import SERVICE_PORTS, Services
 from qemu_usernat.wire.decoder import decode, decode_transport
-from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
 from qemu_usernat.wire.headers import peek
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
@@ -69,7 +60,6 @@ from qemu_usernat.wire.icmp import (
 )
 from qemu_usernat.wire.ipv6 import addressee
 from qemu_usernat.wire.packets import (
-    ARP_REQUEST,
     ICMP,
     TCP,
     UDP,
@@ -87,9 +77,6 @@ _GROUP = 1
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 
 IPV6 = b"\x86\xdd"  # as an Ethernet type
-
-_SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
-"""UDP ports at which the gateway itself may be meant."""
 
 
 @frozen
@@ -136,27 +123,16 @@ class Router:
     alarms: Alarms = field(factory=Alarms)
     _delivery: Delivery = field(init=False)
     _reassembler: Reassembler = field(init=False)
-    _arp: ArpResponder = field(init=False)
-    _echo: EchoResponder = field(factory=EchoResponder)
-    _dhcp: DhcpServer = field(init=False)
-    _own: frozenset[Address] = field(init=False)
-    """Addresses of the gateway itself."""
-    _outward: dict[Address, Address] = field(init=False)
-    """Addresses that stand for others: the gateway for the host's loopback, if asked for."""
-    _subnet: tuple[int, int] = field(init=False)
-    """(first, last) address of the guests' network, as integers."""
+    _addressing: Addressing = field(init=False)
+    _services: Services = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         network, counters = self.network, self.counters
-        gateway, nameserver = network.gateway.packed, network.nameserver.packed
-        self._own = frozenset({gateway, nameserver})
-        self._outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
-        self._subnet = (
-            int(network.subnet.network_address),
-            int(network.subnet.broadcast_address),
-        )
+        addressing = self._addressing = Addressing(network)
+        gateway = network.gateway.packed
+        outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
         self.switch = Switch(network.gateway_mac, self.on_frame, counters)
-        self.switch.guard.is_guest = self._is_guest
+        self.switch.guard.is_guest = addressing.is_guest
         self.switch.guard.on_owner = self._on_owner
         limiter = ErrorLimiter(network.subnet.broadcast_address.packed)
         self._delivery = Delivery(
@@ -166,8 +142,8 @@ class Router:
         self.datagrams = Datagrams(
             self._delivery,
             self.edge.open_udp,
-            self._own,
-            self._outward,
+            addressing.own,
+            outward,
             self.admission,
             self.alarms,
             counters,
@@ -178,15 +154,16 @@ class Router:
             self.dns_gate,
             self.admission,
             TcpSettings(network.mtu, self.secret, network.congestion),
-            self._own,
-            self._outward,
+            addressing.own,
+            outward,
             self.alarms,
             counters,
             self.on_bug,
         )
         self._reassembler = Reassembler(counters)
-        self._arp = ArpResponder(network.gateway_mac, self._own)
-        self._dhcp = DhcpServer(_dhcp_settings(network), counters)
+        self._services = Services(
+            addressing, self.switch, self._delivery, self.dns_gate, self.admission, counters
+        )
 
     # -- the turn
 
@@ -218,7 +195,7 @@ class Router:
         """A guest's link is gone; its flows go on for when it comes back."""
         self._wake(port)
         self.switch.guard.forget(port.addresses)
-        self._dhcp.on_gone(port.addresses, now)
+        self._services.on_link_down(port.addresses, now)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
@@ -294,7 +271,7 @@ class Router:
                     return
             else:
                 known = not guard.on or guard.is_owner(source, self.switch.speaker)
-                if known and destination_port not in _SERVICE_PORTS and self.datagrams.on_known(
+                if known and destination_port not in SERVICE_PORTS and self.datagrams.on_known(
                     source, source_port, destination, destination_port, frame[start:end],
                     frame[6:12], now,
                 ):  # fmt: skip
@@ -310,8 +287,10 @@ class Router:
                 return
             frame = decode(octets)
             if isinstance(frame.content, Arp):
-                self._on_arp(frame.content, frame.source, now)
-            elif frame.destination[0] & _GROUP and not self._is_group(frame.content.destination):
+                self._services.on_arp(frame.content, frame.source, now)
+            elif frame.destination[0] & _GROUP and not self._addressing.is_group(
+                frame.content.destination
+            ):
                 # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
                 self.counters.count("ipv4.unicast_to_everybody")
             else:
@@ -328,28 +307,10 @@ class Router:
         guest = self._delivery.guest_at(octets[6:12], source)
         self.admission.on_stray(guest, FlowRequest(protocol, destination, port), now)
 
-    def _on_arp(self, arp: Arp, mac: MacAddress, now: float) -> None:
-        if self._is_guest(arp.sender_address):
-            if not self.switch.guard.may_use(arp.sender_address, arp.sender_mac):
-                self.counters.count("arp.spoofed_sender")
-                return
-            self._delivery.on_neighbour(arp.sender_address, arp.sender_mac)
-        answer = self._arp.answer(arp, now)
-        if answer is not None:
-            to = answer.target_mac
-            self._delivery.frame(to, arp_frame(answer, to, self.network.gateway_mac))
-        elif (
-            arp.operation == ARP_REQUEST
-            and self._is_guest(arp.sender_address)
-            and not self._is_here(arp.target_address, now)
-        ):
-            guest = self._delivery.guest_at(mac, arp.sender_address)
-            self.admission.on_stray(guest, FlowRequest("arp", arp.target_address, 0), now)
-
     def _on_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         """A packet whose header is right, from the guest at `mac`."""
         self._delivery.on_shown_mtu(mac, len(packet.header) + len(packet.payload))
-        if not self._is_guest(packet.source):
+        if not self._addressing.is_guest(packet.source):
             if packet.source == ANY_IPV4 and packet.protocol == UDP:
                 self._on_packet_of_nobody(packet, mac, now)
             else:
@@ -362,7 +323,7 @@ class Router:
             return
         self._delivery.on_neighbour(packet.source, mac)
         whole: IpPacket | None = packet
-        if self._is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
+        if self._addressing.is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
             if packet.more_fragments or packet.fragment_offset:
                 whole = self._reassembler.add(packet, mac, now)
             if whole is not None:
@@ -372,19 +333,9 @@ class Router:
         """From 0.0.0.0: a guest without an address, which may speak DHCP only."""
         content = decode_transport(packet)
         if isinstance(content, UdpDatagram) and content.destination_port == SERVER_PORT:
-            self._on_dhcp(content.payload, mac, now)
+            self._services.on_dhcp(content.payload, mac, now)
         else:
             self.counters.count("ipv4.martian_source")
-
-    def _is_group(self, destination: Address) -> bool:
-        """Multicast, or broadcast to everybody or to the guests' network."""
-        return (
-            is_multicast_or_broadcast(destination)
-            or int.from_bytes(destination, "big") == self._subnet[1]
-        )
-
-    def _is_for_gateway(self, destination: Address) -> bool:
-        return destination in self._own or self._is_group(destination)
 
     def _may_leave(self, packet: IpPacket, mac: MacAddress, now: float) -> bool:
         """Whether a packet may go on to the host's world; says no to the guest where it may not."""
@@ -394,9 +345,9 @@ class Router:
             self._tell_refusal(packet, mac, Why.MARTIAN, now)
             self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return False
-        if self._subnet[0] <= int.from_bytes(destination, "big") <= self._subnet[1]:
+        if self._addressing.is_local(destination):
             self.counters.count("ipv4.no_such_guest")
-            if not self._is_here(destination, now):
+            if not self._services.is_here(destination, now):
                 self._tell_stray(packet, mac, now)
             self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
             return False
@@ -423,15 +374,13 @@ class Router:
             self._delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
             return
         content = decode_transport(packet)
-        group = self._is_group(packet.destination)
+        group = self._addressing.is_group(packet.destination)
         if isinstance(content, UdpDatagram):
-            if content.destination_port == SERVER_PORT and self._is_for_gateway(packet.destination):
-                self._on_dhcp(content.payload, mac, now)
-            elif group:
+            if self._services.on_datagram(content, packet, mac, now):
+                return
+            if group:
                 self.counters.count("udp.broadcast_or_multicast")
                 self._tell_stray(packet, mac, now)
-            elif content.destination_port == DNS_PORT and self._answers_dns(packet, mac):
-                self._on_dns(content, packet, mac, now)
             else:
                 self.datagrams.on_datagram(content, packet, mac, now)
         elif group:
@@ -439,56 +388,12 @@ class Router:
             self._tell_stray(packet, mac, now)
         elif isinstance(content, TcpSegment):
             self.connections.on_segment(content, packet, mac, now)
+        elif packet.destination in self._addressing.own:
+            self._services.on_icmp(content, packet, mac, now)
         else:
-            self._on_icmp(content, packet, mac, now)
+            self._on_icmp_outward(content, packet, mac, now)
 
-    # -- services of the gateway
-
-    def _on_dns(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        def reply(message: Buffer) -> None:
-            self._delivery.datagram(
-                mac, packet.destination, DNS_PORT, packet.source, datagram.source_port, message
-            )
-
-        guest = self._delivery.guest_at(mac, packet.source)
-        self.dns_gate.on_query(guest, datagram.payload, "udp", reply, now)
-
-    def _answers_dns(self, packet: IpPacket, mac: MacAddress) -> bool:
-        guest = self._delivery.guest_at(mac, packet.source)
-        return packet.destination in self._own or self.admission.answers_dns(
-            guest, "udp", packet.destination
-        )
-
-    def _on_dhcp(self, payload: bytes, mac: MacAddress, now: float) -> None:
-        message, guard = parse_dhcp(payload), self.switch.guard
-        if guard.on and message.client_mac != mac:
-            self.counters.count("dhcp.spoofed_client")
-            return
-        is_taken = partial(guard.is_of_another, mac) if guard.on else None
-        reply = self._dhcp.answer(message, now, is_taken)
-        if reply is None:
-            return
-        if guard.on and is_lease(reply.message):
-            guard.bind(reply.message.your_address, mac)
-        self._delivery.datagram(
-            reply.destination_mac,
-            self._dhcp.settings.server_address,
-            SERVER_PORT,
-            reply.destination,
-            CLIENT_PORT,
-            build_dhcp(reply.message),
-        )
-
-    def _on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        if packet.destination not in self._own:
-            self._on_icmp_outward(message, packet, mac, now)
-            return
-        answer = self._echo.answer(message, now)
-        if answer is None:
-            self.counters.count("icmp.ignored")
-            return
-        echo = icmp_message(answer.type, answer.code, answer.rest, answer.payload)
-        self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+    # -- ping
 
     def _on_icmp_outward(
         self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float
@@ -528,15 +433,6 @@ class Router:
         """The name of the link whose guest speaks from `address`; "" where none does."""
         return self._delivery.link_of(address)
 
-    def _is_here(self, address: Address, now: float) -> bool:
-        """Whether it is ours, or of a guest that has spoken from it or has leased it."""
-        known = address in self._own or self._delivery.mac_of(address) is not None
-        return known or self._dhcp.has_leased(address, now)
-
-    def _is_guest(self, address: Address) -> bool:
-        number = int.from_bytes(address, "big")
-        return self._subnet[0] < number < self._subnet[1] and address not in self._own
-
 
 def _request(packet: IpPacket) -> FlowRequest:
     """Whom it is for; a fragment but the first has no port."""
@@ -544,19 +440,3 @@ def _request(packet: IpPacket) -> FlowRequest:
     has_port = packet.protocol in (TCP, UDP) and not packet.fragment_offset
     port = int.from_bytes(packet.payload[2:4], "big") if has_port else 0
     return FlowRequest(protocol, packet.destination, port)
-
-
-def _dhcp_settings(network: Network) -> DhcpSettings:
-    gateway, nameserver = network.gateway.packed, network.nameserver.packed
-    return DhcpSettings(
-        server_address=gateway,
-        prefix_length=network.subnet.prefixlen,
-        router=gateway,
-        dns_servers=(nameserver,),
-        first=network.first_lease.packed,
-        last=network.last_lease.packed,
-        reserved=frozenset({gateway, nameserver}),
-        mtu=network.mtu,
-        lease_time=network.lease_time,
-        domain=network.domain,
-    )

@@ -12,7 +12,7 @@ from qemu_usernat.app import BUGS_TOLD, Server
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.endpoints import UnixEndpoint
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.router import Router
+from qemu_usernat.services import Services
 from qemu_usernat.wire.packets import ACK, PSH, RST
 from tests.host.loopback import LoopbackRoom
 from tests.scripted_guest import GATEWAY, ScriptedConnection, ScriptedGuest, ScriptedNetwork
@@ -147,7 +147,7 @@ def test_a_frame_that_shows_a_bug(
 ) -> None:
     """It is dropped; the next is answered."""
     with monkeypatch.context() as planted:
-        planted.setattr(Router, "_on_icmp", lambda *arguments: raise_planted())
+        planted.setattr(Services, "on_icmp", lambda *arguments: raise_planted())
         guest.sends(guest.ping(GATEWAY))
     assert len(told) == 1
     assert guest.hears() == []

@@ -1,0 +1,176 @@
+"""What the gateway answers itself: ARP, DHCP, names over UDP, and those who ping it.
+
+It owns which packet is for which service, and how an answer leaves. What is answered is for the
+classes in `gateway/` to know; names over TCP are connections, and come by `dns_service`.
+"""
+
+from collections.abc import Container
+from functools import partial
+
+from attrs import define, field
+
+from qemu_usernat.admission import Admission
+from qemu_usernat.config.network import Network
+from qemu_usernat.delivery import Delivery
+from qemu_usernat.gateway.arp import ArpResponder
+from qemu_usernat.gateway.dhcp import (
+    CLIENT_PORT,
+    SERVER_PORT,
+    DhcpServer,
+    DhcpSettings,
+    is_lease,
+)
+from qemu_usernat.gateway.dns_gate import DnsGate
+from qemu_usernat.gateway.icmp import EchoResponder
+from qemu_usernat.lan.addressing import Addressing
+from qemu_usernat.lan.switch import Switch
+from qemu_usernat.policy.judge import FlowRequest
+from qemu_usernat.primitives.addresses import Address, MacAddress
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.arp import arp_frame
+from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
+from qemu_usernat.wire.icmp import icmp_message
+from qemu_usernat.wire.packets import (
+    ARP_REQUEST,
+    ICMP,
+    Arp,
+    Buffer,
+    IcmpMessage,
+    IpPacket,
+    UdpDatagram,
+)
+
+DNS_PORT = 53  # RFC 1035, 4.2
+
+SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
+"""UDP ports at which the gateway itself may be meant."""
+
+
+@define(eq=False)
+class Services:
+    """The gateway's own services in one network."""
+
+    addressing: Addressing
+    switch: Switch
+    delivery: Delivery
+    dns_gate: DnsGate
+    admission: Admission
+    counters: Counters
+    _arp: ArpResponder = field(init=False)
+    _echo: EchoResponder = field(factory=EchoResponder)
+    _dhcp: DhcpServer = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        network = self.addressing.network
+        self._arp = ArpResponder(network.gateway_mac, self.addressing.own)
+        self._dhcp = DhcpServer(_dhcp_settings(network), self.counters)
+
+    def on_link_down(self, macs: Container[MacAddress], now: float) -> None:
+        """The guests at `macs` are gone."""
+        self._dhcp.on_gone(macs, now)
+
+    def is_here(self, address: Address, now: float) -> bool:
+        """Whether it is ours, or of a guest that has spoken from it or has leased it."""
+        known = address in self.addressing.own or self.delivery.mac_of(address) is not None
+        return known or self._dhcp.has_leased(address, now)
+
+    # -- neighbours
+
+    def on_arp(self, arp: Arp, mac: MacAddress, now: float) -> None:
+        """A guest looks for somebody, or says who it is."""
+        if self.addressing.is_guest(arp.sender_address):
+            if not self.switch.guard.may_use(arp.sender_address, arp.sender_mac):
+                self.counters.count("arp.spoofed_sender")
+                return
+            self.delivery.on_neighbour(arp.sender_address, arp.sender_mac)
+        answer = self._arp.answer(arp, now)
+        if answer is not None:
+            to = answer.target_mac
+            self.delivery.frame(to, arp_frame(answer, to, self.switch.gateway_mac))
+        elif (
+            arp.operation == ARP_REQUEST
+            and self.addressing.is_guest(arp.sender_address)
+            and not self.is_here(arp.target_address, now)
+        ):
+            guest = self.delivery.guest_at(mac, arp.sender_address)
+            self.admission.on_stray(guest, FlowRequest("arp", arp.target_address, 0), now)
+
+    # -- datagrams
+
+    def on_datagram(
+        self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float
+    ) -> bool:
+        """Answer it; False if no service of ours is meant."""
+        port, destination = datagram.destination_port, packet.destination
+        if port == SERVER_PORT and self.addressing.is_for_gateway(destination):
+            self.on_dhcp(datagram.payload, mac, now)
+        elif port == DNS_PORT and self._answers_dns(packet, mac):
+            self._on_dns(datagram, packet, mac, now)
+        else:
+            return False
+        return True
+
+    def on_dhcp(self, payload: bytes, mac: MacAddress, now: float) -> None:
+        """A message to the DHCP server."""
+        message, guard = parse_dhcp(payload), self.switch.guard
+        if guard.on and message.client_mac != mac:
+            self.counters.count("dhcp.spoofed_client")
+            return
+        is_taken = partial(guard.is_of_another, mac) if guard.on else None
+        reply = self._dhcp.answer(message, now, is_taken)
+        if reply is None:
+            return
+        if guard.on and is_lease(reply.message):
+            guard.bind(reply.message.your_address, mac)
+        self.delivery.datagram(
+            reply.destination_mac,
+            self._dhcp.settings.server_address,
+            SERVER_PORT,
+            reply.destination,
+            CLIENT_PORT,
+            build_dhcp(reply.message),
+        )
+
+    def _answers_dns(self, packet: IpPacket, mac: MacAddress) -> bool:
+        if self.addressing.is_group(packet.destination):
+            return False
+        guest = self.delivery.guest_at(mac, packet.source)
+        return packet.destination in self.addressing.own or self.admission.answers_dns(
+            guest, "udp", packet.destination
+        )
+
+    def _on_dns(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        def reply(message: Buffer) -> None:
+            self.delivery.datagram(
+                mac, packet.destination, DNS_PORT, packet.source, datagram.source_port, message
+            )
+
+        guest = self.delivery.guest_at(mac, packet.source)
+        self.dns_gate.on_query(guest, datagram.payload, "udp", reply, now)
+
+    # -- ping
+
+    def on_icmp(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float) -> None:
+        """A message to one of our own addresses."""
+        answer = self._echo.answer(message, now)
+        if answer is None:
+            self.counters.count("icmp.ignored")
+            return
+        echo = icmp_message(answer.type, answer.code, answer.rest, answer.payload)
+        self.delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
+
+
+def _dhcp_settings(network: Network) -> DhcpSettings:
+    gateway, nameserver = network.gateway.packed, network.nameserver.packed
+    return DhcpSettings(
+        server_address=gateway,
+        prefix_length=network.subnet.prefixlen,
+        router=gateway,
+        dns_servers=(nameserver,),
+        first=network.first_lease.packed,
+        last=network.last_lease.packed,
+        reserved=frozenset({gateway, nameserver}),
+        mtu=network.mtu,
+        lease_time=network.lease_time,
+        domain=network.domain,
+    )
