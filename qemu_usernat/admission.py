@@ -16,9 +16,7 @@ from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Speech
 from qemu_usernat.policy.pins import Pins
 from qemu_usernat.policy.rules import ALLOW, DENY, NetworkPolicy
 from qemu_usernat.policy.settings import DROP, LEARN, PolicySettings
-from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
-
-DNS_PORT = 53  # RFC 1035, 4.2
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress, format_mac
 
 GUESTS_MAXIMUM = 4096
 """Guests that are remembered; the one heard first is forgotten first."""

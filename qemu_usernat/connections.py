@@ -23,13 +23,11 @@ from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
 from qemu_usernat.policy.first_flight import FirstFlightReader
 from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import DENY
-from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback
 from qemu_usernat.primitives.sequence import add
 from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, IpPacket, TcpSegment
-
-DNS_PORT = 53  # RFC 1035, 4.2
 
 FLOWS_MAXIMUM = 65536
 """Flows and mappings at once, in the table or still ending; beyond it new connections are

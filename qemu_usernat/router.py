@@ -38,6 +38,7 @@ from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
+    DNS_PORT,
     LOOPBACK_IPV4,
     Address,
     MacAddress,

@@ -30,10 +30,8 @@ from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.rules import Rule, parse_rule
 from qemu_usernat.policy.settings import TABLE as _POLICY
 from qemu_usernat.policy.settings import PolicySettings, read_settings, settings_of_rules
-from qemu_usernat.primitives.addresses import MacAddress, parse_mac
+from qemu_usernat.primitives.addresses import DNS_PORT, MacAddress, parse_mac
 from qemu_usernat.primitives.errors import UserError
-
-DNS_PORT = 53  # RFC 1035, 4.2
 
 _TABLE = "network"
 

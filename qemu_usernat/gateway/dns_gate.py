@@ -30,7 +30,7 @@ from qemu_usernat.gateway.dns import ZONE_TRANSFERS, DnsForwarder, ReplyCallback
 from qemu_usernat.gateway.dns_message import Query
 from qemu_usernat.policy.judge import FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.rules import ALLOW, DENY
-from qemu_usernat.primitives.addresses import Address, parse_address
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, parse_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 
@@ -106,7 +106,7 @@ class DnsGate:
         return True
 
     def _told(self, guest: Guest, name: str, verdict: Verdict, now: float) -> Verdict:
-        request = FlowRequest("dns", b"", 53)
+        request = FlowRequest("dns", b"", DNS_PORT)
         return self.admission.told(Decision(guest, request, verdict, name), now).verdict
 
     def _refuse(self, query: Query, verdict: Verdict, reply: ReplyCallback) -> None:

@@ -18,10 +18,8 @@ from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.poller import Poller
-from qemu_usernat.primitives.addresses import format_address
+from qemu_usernat.primitives.addresses import DNS_PORT, format_address
 from qemu_usernat.primitives.time import NEVER, SECOND
-
-DNS_PORT = 53
 
 RESOLVERS_MAXIMUM = 3
 """Resolvers used of those listed, as the C library does (resolv.conf(5), MAXNS)."""

@@ -10,14 +10,13 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.admission import Decision
-from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.addresses import DNS_PORT, Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MINUTE, SECOND
 from qemu_usernat.wire.packets import Buffer
 
 IDLE_TIME = 5 * MINUTE  # RFC 4787, REQ-5: 2 minutes at least, 5 recommended
 DNS_IDLE_TIME = 20 * SECOND  # RFC 4787, REQ-5 b: shorter for a port in 0-1023, as DNS is
-DNS_PORT = 53
 PEERS_MAXIMUM = 1024
 """Addresses that one mapping lets in; the one written to longest ago is forgotten first."""
 

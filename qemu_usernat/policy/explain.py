@@ -31,8 +31,7 @@ from qemu_usernat.policy.judge import (
 from qemu_usernat.policy.places import NamePlace
 from qemu_usernat.policy.rules import ALLOW, LOG, NetworkPolicy, Rule
 from qemu_usernat.policy.why import Why
-
-DNS_PORT = 53  # RFC 1035, 4.2
+from qemu_usernat.primitives.addresses import DNS_PORT
 
 SOMEONE_ELSE = "someone-else.example"
 

@@ -36,7 +36,7 @@ from qemu_usernat.policy.places import (
     Service,
 )
 from qemu_usernat.policy.rules import ALLOW, DENY, LOG, NetworkPolicy, Rule
-from qemu_usernat.primitives.addresses import Address, parse_address
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, parse_address
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
@@ -139,7 +139,7 @@ class _Trials:
                     self._groups.setdefault(self.judge.groups.of(address), []).append(address)
         services = [service for rule in rules for service in rule.services]
         ports = {port for service in services for port in (service.first, service.last + 1)}
-        self._ports = sorted({HTTPS_PORT, HTTP_PORT, 22, 53, *ports} - {PORT_MAXIMUM + 1})
+        self._ports = sorted({HTTPS_PORT, HTTP_PORT, 22, DNS_PORT, *ports} - {PORT_MAXIMUM + 1})
 
     def reach(self, rule: Rule, place: Place) -> bool:
         """Whether `rule` decides, or notes, any flow to `place`."""
@@ -280,7 +280,7 @@ def _other_resolvers(judge: Judge) -> Iterator[Flaw]:
     for text in RESOLVERS.values():
         address = parse_address(text)
         for protocol in ("udp", "tcp"):
-            request = FlowRequest(protocol, address, 53, frozenset(), Flight(Speech.OTHER))
+            request = FlowRequest(protocol, address, DNS_PORT, frozenset(), Flight(Speech.OTHER))
             verdict = judge.judge(request)
             if verdict.action != ALLOW or not judge.is_named(request):
                 continue

@@ -17,6 +17,8 @@ MacAddress: TypeAlias = bytes
 FlowKey: TypeAlias = tuple[Address, int, Address, int]
 """(guest address, guest port, host address, host port), as the guest sees them."""
 
+DNS_PORT = 53  # RFC 1035, 4.2
+
 BROADCAST_MAC: MacAddress = b"\xff" * 6
 
 ANY_IPV4: Address = b"\0\0\0\0"

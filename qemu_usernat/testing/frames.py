@@ -10,7 +10,7 @@ from attrs import asdict, define, field, frozen
 from dns import rcode, rdatatype
 from dns.message import Message, from_wire
 
-from qemu_usernat.primitives.addresses import format_address, format_mac
+from qemu_usernat.primitives.addresses import DNS_PORT, format_address, format_mac
 from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.dhcp import DhcpMessage, parse_dhcp
@@ -29,7 +29,6 @@ from qemu_usernat.wire.packets import (
     UdpDatagram,
 )
 
-DNS_PORT = 53  # RFC 1035, 4.2
 DHCP_PORTS = frozenset({67, 68})  # RFC 2131, 4.1
 
 UNKNOWN = frozenset(

@@ -16,7 +16,13 @@ import dns.rdatatype
 import trio
 
 from qemu_usernat.gateway.dhcp import HOST_NAME
-from qemu_usernat.primitives.addresses import Address, format_address, format_mac, parse_mac
+from qemu_usernat.primitives.addresses import (
+    DNS_PORT,
+    Address,
+    format_address,
+    format_mac,
+    parse_mac,
+)
 from qemu_usernat.testing.fake_guest.dhcp import DhcpClient, Lease
 from qemu_usernat.testing.fake_guest.link import Link, MalformedFrame
 from qemu_usernat.testing.fake_guest.stack import Stack, as_address
@@ -29,7 +35,6 @@ from qemu_usernat.wire.icmp import ECHO_REQUEST, icmp_message
 from qemu_usernat.wire.packets import ICMP, IcmpMessage
 
 MAC = "52:54:00:12:34:56"
-DNS_PORT = 53
 DNS_PATIENCE = 2.0  # seconds until a question is asked again
 _NO_OPTIONS: Mapping[int, bytes] = {}
 
