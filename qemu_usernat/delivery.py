@@ -5,6 +5,8 @@ that stand for others: with `host_loopback` the guest knows the host's 127.0.0.1
 gateway. It decides nothing about flows.
 """
 
+from itertools import count
+
 from attrs import define, evolve, field
 
 from qemu_usernat.admission import Guest
@@ -16,6 +18,7 @@ from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_l
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.emit import SegmentTemplate
 from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, QUOTE_MAXIMUM, icmp_error
+from qemu_usernat.wire.ipv4 import HEADER as IP_HEADER
 from qemu_usernat.wire.ipv4 import ipv4_frames, ipv4_header
 from qemu_usernat.wire.packets import ICMP, UDP, Buffer, IpPacket
 from qemu_usernat.wire.udp import udp_datagram
@@ -42,7 +45,10 @@ class Delivery:
     counters: Counters
     _neighbours: dict[Address, MacAddress] = field(factory=dict)
     """Where a guest's address was heard last; oldest first."""
-    _identification: int = 0
+    _identifications: "count[int]" = field(factory=count)
+    """Of packets that leave whole, where nobody looks at them unless a guest routes them on."""
+    _identifications_of_fragments: "count[int]" = field(factory=count)
+    """Those of small packets would soon come round (RFC 4963), with fragments still under way."""
 
     def packet(
         self,
@@ -54,8 +60,10 @@ class Delivery:
     ) -> None:
         """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
         MTU."""
-        self._identification = (self._identification + 1) & 0xFFFF
         port = None if mac[0] & 1 else self.switch.port_of(mac)
+        mtu = min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU)
+        fits = IP_HEADER + len(payload) <= mtu
+        identifications = self._identifications if fits else self._identifications_of_fragments
         frames = ipv4_frames(
             self.gateway_mac,
             mac,
@@ -63,11 +71,10 @@ class Delivery:
             destination,
             protocol,
             payload,
-            min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU),
-            self._identification,
+            mtu,
+            next(identifications) & 0xFFFF,
         )
-        for frame in frames:
-            self.frame(mac, frame)
+        self.frame(mac, *frames)
 
     def on_neighbour(self, address: Address, mac: MacAddress) -> None:
         """A guest has spoken from `address`: whoever has it now gets what is sent to it.
@@ -99,16 +106,17 @@ class Delivery:
         if port is not None and mtu > port.shown_mtu:
             port.shown_mtu = mtu
 
-    def frame(self, mac: MacAddress, frame: bytes) -> None:
-        """One frame, stream length in front, to one guest or to all."""
+    def frame(self, mac: MacAddress, *frames: bytes) -> None:
+        """One frame, stream length in front, or the fragments of one packet, all of them or none;
+        to one guest, or to everybody."""
         if mac[0] & 1:
-            self.switch.broadcast(frame)
+            self.switch.broadcast(*frames)
             return
         port = self.switch.port_of(mac)
         if port is None:
             self.counters.count("lan.guest_absent")
         else:
-            port.send(frame)
+            port.send(*frames)
 
     def datagram(
         self,

@@ -38,7 +38,6 @@ from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
-    DNS_PORT,
     LOOPBACK_IPV4,
     Address,
     MacAddress,
@@ -326,7 +325,7 @@ class Router:
         whole: IpPacket | None = packet
         if self._addressing.is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
             if packet.more_fragments or packet.fragment_offset:
-                whole = self._reassembler.add(packet, mac, now)
+                whole = self._reassembler.add(packet, mac, self.switch.port_of(mac), now)
             if whole is not None:
                 self._on_whole_packet(whole, mac, now)
 

@@ -104,6 +104,31 @@ def test_fragments_of_two_packets_cannot_be_mixed(room: Room) -> None:
     assert len({packet.identification for packet in room.heard(room.port)}) == 3
 
 
+def test_small_packets_use_up_no_identifications_of_fragments(room: Room) -> None:
+    """Sixteen bits come round soon: not while fragments of the same name can be under way, however
+    many small packets there are meanwhile (RFC 4963)."""
+    seen = set()
+    for number in range(0x10001):
+        large = number in (0, 0x10000)
+        says(room, bytes(3000) if large else b"small")
+        seen |= {packet.identification for packet in (room.heard(room.port) if large else ())}
+        room.port.outbox.clear()
+        room.port.queued = 0
+    assert len(seen) == 2
+
+
+def test_a_packet_in_fragments_is_queued_whole_or_not_at_all(room: Room) -> None:
+    """A guest has no use for the half of a datagram, but would keep it for half a minute."""
+    room.port.send(bytes(QUEUE_LIMIT - 100))
+    says(room, bytes(8000))
+    says(room, bytes(8000))
+    del room.port.outbox[0]
+    room.port.queued -= QUEUE_LIMIT - 100
+    packets = room.heard(room.port)
+    assert b"".join(packet.payload for packet in packets) == bytes(8000)
+    assert room.counters["link.queue_full"] == len(packets)
+
+
 def test_resets_of_no_flow_have_their_bound(room: Room) -> None:
     """A guest that does not read but sends stray segments does not grow its own queue."""
     for _ in range(2 * QUEUE_LIMIT // 64):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qemu_usernat.nat.fragments import DATAGRAMS_PER_GUEST
 from qemu_usernat.wire.icmp import ECHO_REPLY
 from qemu_usernat.wire.packets import ACK, FIN, ICMP, PSH, RST, SYN, UDP
 from tests.scripted_guest import (
@@ -16,6 +17,8 @@ from tests.scripted_guest import (
     GATEWAY_MAC,
     GUEST,
     NAMESERVER,
+    OTHER,
+    OTHER_MAC,
     SERVER,
     ScriptedConnection,
     ScriptedGuest,
@@ -106,6 +109,33 @@ def test_a_flood_of_addresses_and_ports_is_answered_by_resets_only() -> None:
     guest.sends(*[guest.segment(port, SERVER, port, ACK, 1, 2) for port in range(1, 3000)])
     assert all(heard.tcp.flags == RST for heard in guest.hears())
     network.assert_nothing_left()
+
+
+def test_a_flood_of_fragments_delays_nobody() -> None:
+    """In the very turn of the flood another guest's datagrams pass, whole ones and cut ones; of
+    what is never finished nothing goes out, and of its end its sender is told so often and no more.
+    """
+    network = ScriptedNetwork(mtu=1500)
+    hostile, honest = network.guest(), network.guest(OTHER_MAC, OTHER)
+    payload = udp(OTHER, 5, SERVER, 6, bytes(3000))
+    first, *rest = honest.fragments(payload, UDP, SERVER)
+    honest.sends(first)
+    hostile.sends(
+        *[
+            hostile.packet(bytes(1480), UDP, SERVER, fragment=0x2000, identification=number)
+            for number in range(2000)
+        ]
+    )
+    honest.sends(honest.datagram(7, SERVER, 8, b"small"), *rest)
+    assert [sent for socket in network.host.sockets for sent in socket.sent] == [
+        (b"small", SERVER, 8),
+        (bytes(3000), SERVER, 6),
+    ]
+    network.advance(60.0)
+    told = hostile.hears()
+    assert 0 < len(told) <= DATAGRAMS_PER_GUEST
+    assert {(heard.icmp.type, heard.icmp.code) for heard in told} == {(11, 1)}
+    assert len(told) + network.counters["icmp.error_limited"] == DATAGRAMS_PER_GUEST
 
 
 # -- the fast way and the slow way

@@ -50,13 +50,14 @@ class Port:
     speaker: MacAddress = b""
     """That source."""
 
-    def send(self, frame: Buffer) -> None:
-        """Queue one frame, or drop it where the queue is full."""
+    def send(self, *frames: Buffer) -> None:
+        """Queue one frame, or several that are of no use without each other; drop them all where
+        the queue is full."""
         if self.queued >= QUEUE_LIMIT:
-            self.counters.count("link.queue_full")
+            self.counters.count("link.queue_full", len(frames))
             return
-        self.outbox.append(frame)
-        self.queued += len(frame)
+        self.outbox += frames
+        self.queued += sum(map(len, frames))
 
     def stalled(self) -> bool:
         """Whether the guest has stopped taking frames; tries it before saying so."""

@@ -52,11 +52,11 @@ class Switch:
         """Where a guest is; None while it is nowhere."""
         return self._port_of.get(mac)
 
-    def broadcast(self, frame: Buffer, except_port: Port | None = None) -> None:
-        """Queue a frame, stream length in front, for every guest."""
+    def broadcast(self, *frames: Buffer, except_port: Port | None = None) -> None:
+        """Queue frames, stream length in front, for every guest."""
         for port in self.ports:
             if port is not except_port:
-                port.send(frame)
+                port.send(*frames)
 
     def on_frame(self, port: Port, frame: memoryview, now: float) -> None:
         """A frame of at least 14 bytes from a guest."""

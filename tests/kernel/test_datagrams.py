@@ -15,7 +15,7 @@ pytestmark = pytest.mark.kernel
 SIZES = (0, 1, 1472, 1473, 65507)
 """Nothing, something, all that fits into 1500, one octet more, and all that UDP can carry."""
 
-MTUS = (1500, 65520)
+MTUS = (576, 1280, 1500, 9000, 65520)
 ECHO_REQUEST, ECHO_REPLY = 8, 0  # RFC 792
 IP_HEADER = 20  # bytes
 

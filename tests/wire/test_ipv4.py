@@ -1,10 +1,14 @@
 """Packets for the guest: headers, and fragments where the MTU asks for them."""
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from impacket.ImpactDecoder import EthDecoder
 
+from qemu_usernat.nat.fragments import Reassembler
+from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.checksum import checksum
 from qemu_usernat.wire.decoder import decode
 from qemu_usernat.wire.ipv4 import ipv4_frames
@@ -67,6 +71,37 @@ def test_fragments_are_a_whole_again(size_and_mtu: tuple[int, int]) -> None:
         assert (packet.identification, packet.protocol) == (77, SOME_PROTOCOL)
         offset += len(packet.payload)
     assert b"".join(packet.payload for packet in packets) == payload
+
+
+@given(st.integers(576, 65520), st.integers(0, 65515), st.randoms(use_true_random=False))
+def test_at_every_mtu_a_guest_gets_what_was_sent(mtu: int, size: int, chance: Random) -> None:
+    """Every header as impacket reads it, no fragment beyond the MTU, and a whole again for our own
+    reassembler and for a buffer with holes."""
+    payload = (bytes(range(251)) * 262)[:size]
+    frames = sent(payload, mtu)
+    hole, octets, reassembled = bytearray(b"\1" * size), bytearray(size), []
+    reassembler = Reassembler(Counters())
+    for frame in chance.sample(frames, len(frames)):
+        ip = EthDecoder().decode(frame).child()
+        start, length = ip.get_ip_offmask() * 8, ip.get_ip_len() - 20
+        assert checksum(frame[14:34]) == 0
+        assert 20 + length <= mtu
+        assert len(frame) == max(60, 34 + length)
+        is_last = start + length == size
+        assert ip.get_ip_mf() != is_last
+        assert is_last or length == (mtu - 20) // 8 * 8
+        assert all(hole[start : start + length])
+        hole[start : start + length] = bytes(length)
+        octets[start : start + length] = frame[34 : 34 + length]
+        packet = decode(frame).content
+        assert isinstance(packet, IpPacket)
+        if len(frames) == 1:
+            reassembled.append(packet)
+        elif (whole := reassembler.add(packet, GUEST_MAC, "", 0.0)) is not None:
+            reassembled.append(whole)
+    assert not any(hole)
+    assert bytes(octets) == payload
+    assert [whole.payload for whole in reassembled] == [payload]
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ class Stack:
             return
         if packet.more_fragments or packet.fragment_offset:
             self._reassembler.expire(now)
-            packet = self._reassembler.add(packet, frame.source, now)
+            packet = self._reassembler.add(packet, frame.source, "", now)
         if packet is not None:
             self._on_packet(packet, frame.source)
 
