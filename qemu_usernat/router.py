@@ -134,6 +134,9 @@ class Router:
         self.switch = Switch(network.gateway_mac, self.on_frame, counters)
         self.switch.guard.is_guest = addressing.is_guest
         self.switch.guard.on_owner = self._on_owner
+        self.switch.guard.reserved = {
+            each.address.packed: each.mac for each in network.reservations
+        }
         limiter = ErrorLimiter(network.subnet.broadcast_address.packed)
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters

@@ -13,13 +13,8 @@ from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.gateway.arp import ArpResponder
-from qemu_usernat.gateway.dhcp import (
-    CLIENT_PORT,
-    SERVER_PORT,
-    DhcpServer,
-    DhcpSettings,
-    is_lease,
-)
+from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, is_lease
+from qemu_usernat.gateway.dhcp_options import DhcpSettings
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder
 from qemu_usernat.lan.addressing import Addressing
@@ -28,7 +23,7 @@ from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.arp import arp_frame
-from qemu_usernat.wire.dhcp import build_dhcp, parse_dhcp
+from qemu_usernat.wire.dhcp import parse_dhcp
 from qemu_usernat.wire.icmp import icmp_message
 from qemu_usernat.wire.packets import (
     ARP_REQUEST,
@@ -58,21 +53,21 @@ class Services:
     counters: Counters
     _arp: ArpResponder = field(init=False)
     _echo: EchoResponder = field(factory=EchoResponder)
-    _dhcp: DhcpServer = field(init=False)
+    dhcp: DhcpServer = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         network = self.addressing.network
         self._arp = ArpResponder(network.gateway_mac, self.addressing.own)
-        self._dhcp = DhcpServer(_dhcp_settings(network), self.counters)
+        self.dhcp = DhcpServer(_dhcp_settings(network), self.counters)
 
     def on_link_down(self, macs: Container[MacAddress], now: float) -> None:
         """The guests at `macs` are gone."""
-        self._dhcp.on_gone(macs, now)
+        self.dhcp.on_gone(macs, now)
 
     def is_here(self, address: Address, now: float) -> bool:
         """Whether it is ours, or of a guest that has spoken from it or has leased it."""
         known = address in self.addressing.own or self.delivery.mac_of(address) is not None
-        return known or self._dhcp.has_leased(address, now)
+        return known or self.dhcp.has_leased(address, now)
 
     # -- neighbours
 
@@ -117,18 +112,18 @@ class Services:
             self.counters.count("dhcp.spoofed_client")
             return
         is_taken = partial(guard.is_of_another, mac) if guard.on else None
-        reply = self._dhcp.answer(message, now, is_taken)
+        reply = self.dhcp.answer(message, now, is_taken)
         if reply is None:
             return
         if guard.on and is_lease(reply.message):
             guard.bind(reply.message.your_address, mac)
         self.delivery.datagram(
             reply.destination_mac,
-            self._dhcp.settings.server_address,
+            self.dhcp.settings.server_address,
             SERVER_PORT,
             reply.destination,
             CLIENT_PORT,
-            build_dhcp(reply.message),
+            reply.payload(),
         )
 
     def _answers_dns(self, packet: IpPacket, mac: MacAddress) -> bool:
@@ -173,4 +168,6 @@ def _dhcp_settings(network: Network) -> DhcpSettings:
         mtu=network.mtu,
         lease_time=network.lease_time,
         domain=network.domain,
+        ntp_servers=tuple(address.packed for address in network.ntp),
+        reservations=network.reservations,
     )

@@ -26,6 +26,8 @@ from qemu_usernat.config.endpoints import (
     parse_endpoint,
 )
 from qemu_usernat.config.network import CONGESTION_ALLOWED, Network, SettingError, Upstream
+from qemu_usernat.config.reservations import ALLOWED as ALLOWED_RESERVATIONS
+from qemu_usernat.config.reservations import read_reservations
 from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.rules import Rule, parse_rule
 from qemu_usernat.policy.settings import TABLE as _POLICY
@@ -34,6 +36,8 @@ from qemu_usernat.primitives.addresses import DNS_PORT, MacAddress, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
 _TABLE = "network"
+_LISTS = ("reservation",)
+"""Keys of the top that are lists of tables."""
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +148,8 @@ def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Netw
     values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
     apart = ("listen", "connect", "verbose", "audit")
     top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
+    if "reservation" in values:
+        values["reservations"] = values.pop("reservation")
     try:
         return top, Network(**values)
     except SettingError as error:
@@ -200,8 +206,9 @@ def _known_keys(
 
 def _hint(key: str, table: str, here: list[str]) -> str:
     """What the writer of an unknown key may have meant, and what is allowed there."""
-    tables = [] if table else [f"[{_TABLE}]", f"[{_POLICY}]"]
-    allowed = f"allowed {'in ' if table else ''}here: {', '.join(sorted(here) + tables)}"
+    keys = sorted(key for key in here if key not in _LISTS)
+    tables = [] if table else [f"[{_TABLE}]", f"[{_POLICY}]", *(f"[[{key}]]" for key in _LISTS)]
+    allowed = f"allowed {'in ' if table else ''}here: {', '.join(keys + tables)}"
     if key in _SETTINGS:
         place = f"in the table [{_TABLE}]" if _SETTINGS[key].table else f"above [{_TABLE}]"
         return f"it belongs {place}; {allowed}"
@@ -311,6 +318,10 @@ def _address(raw: Any) -> IPv4Address:
     return IPv4Address(_text(raw))
 
 
+def _addresses(raw: Any) -> tuple[IPv4Address, ...]:
+    return tuple(IPv4Address(text) for text in _texts(raw))
+
+
 def _mac(raw: Any) -> MacAddress:
     return parse_mac(_text(raw))
 
@@ -350,11 +361,13 @@ _SETTINGS = {
     "mtu": _Setting("", _whole_number, "a whole number of bytes"),
     "audit": _Setting("", _path, "the path of a file"),
     "verbose": _Setting("", _truth, "true or false"),
+    "reservation": _Setting("", read_reservations, ALLOWED_RESERVATIONS),
     "subnet": _Setting(_TABLE, _subnet, "an IPv4 subnet, like 10.0.2.0/24"),
     "gateway": _Setting(_TABLE, _address, _IPV4),
     "nameserver": _Setting(_TABLE, _address, _IPV4),
     "first_lease": _Setting(_TABLE, _address, _IPV4),
     "last_lease": _Setting(_TABLE, _address, _IPV4),
+    "ntp": _Setting(_TABLE, _addresses, f"{_IPV4}, or a list of them"),
     "lease_time": _Setting(_TABLE, _whole_number, "a whole number of seconds"),
     "domain": _Setting(_TABLE, _domain, "a domain name, like internal"),
     "gateway_mac": _Setting(_TABLE, _mac, "a MAC address, like 52:55:0a:00:02:02"),

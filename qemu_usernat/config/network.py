@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
+from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.primitives.addresses import MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -78,7 +79,9 @@ class Network:
 
     `lease_time` is in seconds, `mtu` in bytes of IP packet. `first_lease` to
     `last_lease` is inclusive; `gateway` and `nameserver` are never leased even where
-    they lie between. An empty `dns` means the host's own resolvers. `host_loopback`
+    they lie between. An empty `dns` means the host's own resolvers. `ntp`
+    are time servers that guests are told of; `reservations` may lie outside of the leases.
+    `host_loopback`
     makes the gateway's address reach the host's 127.0.0.1. `congestion` is the control of
     TCP towards the guest, one of `CONGESTION_CONTROLS`.
     """
@@ -99,12 +102,15 @@ class Network:
         lambda self: GATEWAY_MAC_PREFIX + self.gateway.packed, takes_self=True
     )
     dns: tuple[Upstream, ...] = ()
+    ntp: tuple[IPv4Address, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
     host_loopback: bool = False
     congestion: str = "none"
 
     def __attrs_post_init__(self) -> None:
         self._check_addresses()
         self._check_leases()
+        self._check_reservations()
         self._check_the_rest()
 
     def is_usable(self, address: IPv4Address) -> bool:
@@ -138,6 +144,22 @@ class Network:
                 f"the gateway {self.gateway} and the nameserver {self.nameserver}",
             )
 
+    def _check_reservations(self) -> None:
+        for each in self.reservations:
+            if not self.is_usable(each.address) or each.address in (self.gateway, self.nameserver):
+                raise SettingError(
+                    "reservation",
+                    f"{each.address} for {format_mac(each.mac)}",
+                    f"an address inside {self.subnet} that is neither the gateway's "
+                    f"({self.gateway}) nor the nameserver's ({self.nameserver})",
+                )
+            if each.mac == self.gateway_mac:
+                raise SettingError(
+                    "reservation",
+                    f"{each.address} for {format_mac(each.mac)}",
+                    "a MAC address other than the gateway's",
+                )
+
     def _check_the_rest(self) -> None:
         if not 1 <= self.lease_time <= LEASE_TIME_MAXIMUM:
             raise SettingError(
@@ -161,6 +183,9 @@ class Network:
                 format_mac(mac),
                 "the six bytes of a unicast address, like 52:55:0a:00:02:02",
             )
+        for server in self.ntp:
+            if server.is_unspecified or server.is_multicast or server.is_loopback:
+                raise SettingError("ntp", f"{server}", "unicast addresses that guests can reach")
         for address, port in self.dns:
             if address.is_unspecified or address.is_multicast or not 1 <= port <= 65535:
                 raise SettingError(

@@ -1,4 +1,5 @@
-"""The DHCP server (RFC 2131): conversations and options; the addresses are in `leases`.
+"""The DHCP server (RFC 2131): the conversations. Addresses are in `leases`, options in
+`dhcp_options`.
 
 It is the only server of its segment and speaks with authority. So a client that asks to keep an
 address of ours which is free (INIT-REBOOT, RENEWING, REBINDING) gets it although no record of it
@@ -8,29 +9,43 @@ have is refused with a NAK, so that it starts afresh at once.
 
 Leases go by client identifier (option 61), which is echoed (RFC 6842). A client without one is
 known by hardware type and MAC address: that is what most others put into option 61, so a boot
-ROM and the system it loads keep one address.
-
-Options go by the client's list (option 55). Out of order only the subnet mask and the MTU: they
-are sent unasked, as guests whose scripts would use them often forget to ask.
+ROM and the system it loads keep one address. A machine with a reservation is known by its MAC
+address alone, whatever it says.
 """
 
-import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Mapping
 
-import dns.name
 from attrs import define, evolve, field, frozen
 
-from qemu_usernat.gateway.leases import LeasePool, by_nobody
+from qemu_usernat.gateway.dhcp_options import (
+    CLIENT_IDENTIFIER,
+    HOST_NAME,
+    LEASE_TIME,
+    MESSAGE,
+    MESSAGE_TYPE,
+    RAPID_COMMIT,
+    REBINDING_TIME,
+    RENEWAL_TIME,
+    REQUESTED_ADDRESS,
+    SERVER_IDENTIFIER,
+    DhcpSettings,
+    host_name,
+    name_of_client,
+    parameters_for_all,
+    seconds,
+    size_limit,
+    wanted_of,
+)
+from qemu_usernat.gateway.leases import HeldLease, LeasePool, by_nobody
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     BROADCAST_IPV4,
     BROADCAST_MAC,
     Address,
     MacAddress,
-    format_address,
 )
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.wire.dhcp import DhcpMessage
+from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp, fitting
 
 SERVER_PORT = 67  # RFC 2131, 4.1
 CLIENT_PORT = 68
@@ -48,93 +63,28 @@ NAK = 6
 RELEASE = 7
 INFORM = 8
 
-# Options (RFC 2132 unless noted)
-SUBNET_MASK = 1
-ROUTER = 3
-DNS_SERVERS = 6
-HOST_NAME = 12
-DOMAIN_NAME = 15
-INTERFACE_MTU = 26
-BROADCAST_ADDRESS = 28
-REQUESTED_ADDRESS = 50
-LEASE_TIME = 51
-MESSAGE_TYPE = 53
-SERVER_IDENTIFIER = 54
-PARAMETER_LIST = 55
-MESSAGE = 56
-MAXIMUM_SIZE = 57
-RENEWAL_TIME = 58
-REBINDING_TIME = 59
-CLIENT_IDENTIFIER = 61
-RAPID_COMMIT = 80  # RFC 4039
-DOMAIN_SEARCH = 119  # RFC 3397
-CLASSLESS_ROUTES = 121  # RFC 3442
-
-SENT_UNASKED = frozenset({SUBNET_MASK, INTERFACE_MTU})
-
 T1_SHARE = 0.5  # of the lease time (RFC 2131, 4.4.5)
 T2_SHARE = 0.875
-
-SIZE_MINIMUM = 576
-"""Bytes of an IP packet that every client takes (RFC 2131, 2; option 57 may say more)."""
-
-_OVERHEAD = 20 + 8 + 236 + 4 + 1
-"""IP and UDP headers, the fixed fields, the magic cookie, the end option."""
 
 _ETHERNET = b"\x01"
 """Hardware type of Ethernet, with which most client identifiers begin (RFC 2132, 9.14)."""
 
-_NAME_OF_A_HOST = re.compile(rb"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
-
-
-@frozen
-class DhcpSettings:
-    """What the server tells, and the addresses it may lease: `first` to `last`, both included.
-
-    `reserved` addresses are never leased; nor are the server's own, the router's, the name
-    servers', the network's and its broadcast address. `lease_time` is in seconds, `mtu` in bytes.
-    An empty `domain` is not told.
-    """
-
-    server_address: Address
-    prefix_length: int
-    router: Address
-    dns_servers: tuple[Address, ...]
-    first: Address
-    last: Address
-    reserved: frozenset[Address]
-    mtu: int
-    lease_time: int
-    domain: str
-
-    @property
-    def subnet_mask(self) -> Address:
-        """As a packed address: 255.255.255.0."""
-        ones = (1 << self.prefix_length) - 1
-        return (ones << (32 - self.prefix_length)).to_bytes(4, "big")
-
-    @property
-    def network_address(self) -> Address:
-        """All host bits zero."""
-        return _merge(self.server_address, self.subnet_mask, bytes(4))
-
-    @property
-    def broadcast_address(self) -> Address:
-        """All host bits one."""
-        return _merge(self.server_address, self.subnet_mask, BROADCAST_IPV4)
-
-    def contains(self, address: Address) -> bool:
-        """Whether `address` is of this network."""
-        return _merge(address, self.subnet_mask, bytes(4)) == self.network_address
-
 
 @frozen
 class DhcpReply:
-    """A message to send from port 67 to port 68, and to whom (RFC 2131, 4.1)."""
+    """A message to send from port 67 to port 68, and to whom (RFC 2131, 4.1).
+
+    `limit` is how long it may be, in bytes.
+    """
 
     message: DhcpMessage
     destination: Address
     destination_mac: MacAddress
+    limit: int
+
+    def payload(self) -> bytes:
+        """The message as a UDP payload."""
+        return build_dhcp(self.message, self.limit)
 
 
 @define
@@ -146,6 +96,8 @@ class DhcpServer:
     _leases: LeasePool = field(init=False)
     _believes_client: bool = field(default=True, init=False)
     _parameters: dict[int, bytes] = field(init=False)
+    _names: Mapping[MacAddress, str] = field(init=False)
+    """Of the machines that have a reservation; "" where that has none."""
     _conversations: dict[bytes, Callable[[DhcpMessage, float], DhcpReply | None]] = field(
         init=False
     )
@@ -159,8 +111,10 @@ class DhcpServer:
             settings.broadcast_address,
             *settings.dns_servers,
         }
-        self._leases = LeasePool(settings.first, settings.last, frozenset(never))
-        self._parameters = _parameters_for_all(settings)
+        reserved = {_ETHERNET + each.mac: each.address.packed for each in settings.reservations}
+        self._leases = LeasePool(settings.first, settings.last, frozenset(never), reserved=reserved)
+        self._names = {each.mac: each.name for each in settings.reservations}
+        self._parameters = parameters_for_all(settings)
         self._conversations = {
             bytes([DISCOVER]): self._on_discover,
             bytes([REQUEST]): self._on_request,
@@ -172,6 +126,28 @@ class DhcpServer:
     def has_leased(self, address: Address, now: float) -> bool:
         """Whether somebody has it from us."""
         return self._leases.holds(address, now)
+
+    @property
+    def version(self) -> int:
+        """Another one once a lease has begun, was renewed, or has ended before its time."""
+        return self._leases.version
+
+    def leases(self, now: float) -> list[HeldLease]:
+        """The leases that there are, the one that began first in front."""
+        return self._leases.held(now)
+
+    def remembered(self) -> list[HeldLease]:
+        """The leases that there are and were: what `restore` takes."""
+        return self._leases.remembered()
+
+    def restore(self, leases: Iterable[HeldLease]) -> None:
+        """What a server remembered that was here before, as far as the settings still allow it."""
+        ours = [each for each in leases if self._may_have_had(each)]
+        self._leases.restore(ours)
+
+    def _may_have_had(self, lease: HeldLease) -> bool:
+        """Whether that machine would be known by that client identifier now."""
+        return self._key(lease.client, lease.mac) == lease.client
 
     def answer(
         self,
@@ -214,10 +190,19 @@ class DhcpServer:
         """What the lease goes by: the client identifier (of 2 bytes or more) or its like."""
         identifier = message.options.get(CLIENT_IDENTIFIER, b"")
         is_identified = self._believes_client and len(identifier) >= 2
-        return identifier if is_identified else _ETHERNET + message.client_mac
+        return self._key(identifier if is_identified else b"", message.client_mac)
 
-    def _bind(self, client: bytes, mac: MacAddress, address: Address, now: float) -> bool:
-        return self._leases.bind(client, mac, address, self.settings.lease_time, now)
+    def _key(self, identifier: bytes, mac: MacAddress) -> bytes:
+        """A reservation is for a machine: for all it runs, and for nobody who names it."""
+        names_reserved = identifier[:1] == _ETHERNET and identifier[1:] in self._names
+        if not identifier or mac in self._names or names_reserved:
+            return _ETHERNET + mac
+        return identifier
+
+    def _bind(self, client: bytes, message: DhcpMessage, address: Address, now: float) -> bool:
+        mac = message.client_mac
+        name = self._names.get(mac) or name_of_client(message)
+        return self._leases.bind(client, mac, address, self.settings.lease_time, now, name)
 
     def _on_discover(self, message: DhcpMessage, now: float) -> DhcpReply | None:
         """DHCPDISCOVER (RFC 2131, 4.3.1), answered by an offer, or by the lease (RFC 4039)."""
@@ -230,7 +215,7 @@ class DhcpServer:
             return None
         if RAPID_COMMIT not in message.options:
             return self._reply(message, OFFER, address)
-        self._bind(client, message.client_mac, address, now)
+        self._bind(client, message, address, now)
         return self._reply(message, ACK, address, {RAPID_COMMIT: b""})
 
     def _on_request(self, message: DhcpMessage, now: float) -> DhcpReply | None:
@@ -249,7 +234,7 @@ class DhcpServer:
         if len(address) != 4 or address == ANY_IPV4:
             self.counters.count("dhcp.request_without_address")
             return None
-        if not self._bind(client, message.client_mac, address, now):
+        if not self._bind(client, message, address, now):
             return self._refuse(message, b"this address is not yours here")
         return self._reply(message, ACK, address)
 
@@ -287,16 +272,19 @@ class DhcpServer:
         extra: dict[int, bytes] | None = None,
     ) -> DhcpReply:
         """An offer or an acknowledgement; without an address the one of an INFORM."""
+        given = address or message.client_address
         options = self._header_options(message, message_type) | (extra or {})
         if address is not None:
             lease_time = self.settings.lease_time
-            options[LEASE_TIME] = _seconds(lease_time)
-            options[RENEWAL_TIME] = _seconds(lease_time * T1_SHARE)
-            options[REBINDING_TIME] = _seconds(lease_time * T2_SHARE)
-        self._add_parameters(options, message, address or message.client_address)
+            options[LEASE_TIME] = seconds(lease_time)
+            options[RENEWAL_TIME] = seconds(lease_time * T1_SHARE)
+            options[REBINDING_TIME] = seconds(lease_time * T2_SHARE)
+        name = self._names.get(message.client_mac, "")
+        available = self._parameters | {HOST_NAME: host_name(message, name, given)}
+        options |= wanted_of(message, available)
         # RFC 2131, 4.1: to `ciaddr` if the client has one, broadcast if it wants that, else to
         # the new address although the client does not answer ARP for it yet.
-        destination, destination_mac = address or message.client_address, message.client_mac
+        destination, destination_mac = given, message.client_mac
         if message.client_address != ANY_IPV4:
             destination = message.client_address
         elif message.broadcast:
@@ -307,14 +295,16 @@ class DhcpServer:
             your_address=address or ANY_IPV4,
             options=options,
         )
-        return DhcpReply(reply, destination, destination_mac)
+        limit = size_limit(message, self.settings.mtu)
+        return DhcpReply(fitting(reply, limit), destination, destination_mac, limit)
 
     def _refuse(self, message: DhcpMessage, why: bytes) -> DhcpReply:
         """A DHCPNAK: always broadcast, the client may have no right address (RFC 2131, 4.3.2)."""
         self.counters.count("dhcp.nak")
         options = self._header_options(message, NAK) | {MESSAGE: why}
         reply = evolve(_blank_reply(message), broadcast=True, options=options)
-        return DhcpReply(reply, BROADCAST_IPV4, BROADCAST_MAC)
+        limit = size_limit(message, self.settings.mtu)
+        return DhcpReply(reply, BROADCAST_IPV4, BROADCAST_MAC, limit)
 
     def _header_options(self, message: DhcpMessage, message_type: int) -> dict[int, bytes]:
         """Those that every reply carries (RFC 2131, table 3; RFC 6842, 3)."""
@@ -326,46 +316,10 @@ class DhcpServer:
             options[CLIENT_IDENTIFIER] = message.options[CLIENT_IDENTIFIER]
         return options
 
-    def _add_parameters(
-        self, options: dict[int, bytes], message: DhcpMessage, address: Address
-    ) -> None:
-        """Add what the client asked for, all there is if it gave no list, as far as it fits.
-
-        Ascending, because the mask must precede the routers (RFC 2132, 3.3). Where a domain is
-        very long, its search list (119) is what does not fit.
-        """
-        available = self._parameters | {HOST_NAME: _host_name(message, address)}
-        wanted: set[int] = set(message.options.get(PARAMETER_LIST, available))
-        room = _size_limit(message) - _OVERHEAD
-        room -= sum(2 + len(value) for value in options.values())
-        for code in sorted((wanted | SENT_UNASKED) & available.keys()):
-            size = 2 + len(available[code])
-            if size <= room:
-                options[code] = available[code]
-                room -= size
-
 
 def is_lease(reply: DhcpMessage) -> bool:
     """Whether a reply gives its client an address."""
     return reply.options[MESSAGE_TYPE] == bytes([ACK]) and reply.your_address != ANY_IPV4
-
-
-def _parameters_for_all(settings: DhcpSettings) -> dict[int, bytes]:
-    """The options whose values are the same for every client."""
-    parameters = {
-        SUBNET_MASK: settings.subnet_mask,
-        ROUTER: settings.router,
-        INTERFACE_MTU: settings.mtu.to_bytes(2, "big"),
-        BROADCAST_ADDRESS: settings.broadcast_address,
-        # The default route, 0.0.0.0/0: whoever takes option 121 ignores option 3 (RFC 3442).
-        CLASSLESS_ROUTES: b"\0" + settings.router,
-    }
-    if settings.dns_servers:
-        parameters[DNS_SERVERS] = b"".join(settings.dns_servers)
-    if settings.domain:
-        parameters[DOMAIN_NAME] = settings.domain.encode("ascii")
-        parameters[DOMAIN_SEARCH] = dns.name.from_text(settings.domain).to_wire() or b""
-    return parameters
 
 
 def _blank_reply(message: DhcpMessage) -> DhcpMessage:
@@ -382,26 +336,3 @@ def _blank_reply(message: DhcpMessage) -> DhcpMessage:
         client_mac=message.client_mac,
         options={},
     )
-
-
-def _host_name(message: DhcpMessage, address: Address) -> bytes:
-    """The name that the client calls itself, else one made from its address."""
-    own = message.options.get(HOST_NAME, b"")
-    if _NAME_OF_A_HOST.fullmatch(own):
-        return own
-    return b"guest-" + format_address(address).replace(".", "-").encode("ascii")
-
-
-def _size_limit(message: DhcpMessage) -> int:
-    """Bytes of an IP packet that the client takes (RFC 2132, 9.10)."""
-    said = message.options.get(MAXIMUM_SIZE, b"")
-    return max(SIZE_MINIMUM, int.from_bytes(said, "big")) if len(said) == 2 else SIZE_MINIMUM
-
-
-def _seconds(duration: float) -> bytes:
-    return min(int(duration), 0xFFFFFFFF).to_bytes(4, "big")
-
-
-def _merge(address: Address, mask: Address, host_bits: Address) -> Address:
-    """The bits of `address` under `mask`, those of `host_bits` elsewhere."""
-    return bytes(a & m | h & ~m & 0xFF for a, m, h in zip(address, mask, host_bits, strict=True))

@@ -4,11 +4,14 @@ It knows clients by an opaque key, addresses and time; it knows no message. A re
 lease, so that a client that comes back finds its old address for as long as nobody else needed
 it. There is at most one record an address and none is ever added beyond `RECORDS_MAXIMUM`, so a
 flood of invented clients costs bounded memory.
+
+A reserved address is its client's alone, and the only one that this client gets: whatever has
+become of it, nobody else is given it, and a client that found it in use is given it again.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Mapping
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.primitives.time import MINUTE, SECOND
@@ -28,13 +31,27 @@ class Lease:
     """One address and its latest client; free again once `expires` has come.
 
     `client` is None for an address that was declined. `mac` is where the client was when it was
-    offered the address. `offered` until the client has asked for it.
+    offered the address. `offered` until the client has asked for it. `name` is what the machine
+    is called; `since` when the client's lease began.
     """
 
     address: Address
     client: bytes | None
     mac: MacAddress
     offered: bool
+    expires: float
+    name: str = ""
+    since: float = 0.0
+
+
+@frozen
+class HeldLease:
+    """An address that a client has, or had: `name` is "" where it has none, `expires` a time."""
+
+    address: Address
+    mac: MacAddress
+    name: str
+    client: bytes
     expires: float
 
 
@@ -45,18 +62,23 @@ def by_nobody(address: Address) -> bool:
 
 @define
 class LeasePool:
-    """Addresses from `first` to `last`, without those in `never`."""
+    """Addresses from `first` to `last`, without those in `never`; and those of `reserved`, by
+    client."""
 
     first: Address
     last: Address
     never: frozenset[Address]
     is_taken: Callable[[Address], bool] = by_nobody
     """Whether another machine uses the address without a lease."""
+    reserved: Mapping[bytes, Address] = field(factory=dict)
+    version: int = 0
+    """Another one once a lease has begun, was renewed, or has ended before its time."""
     _by_address: dict[Address, Lease] = field(factory=dict, init=False)
     _by_client: dict[bytes, Lease] = field(factory=dict, init=False)
     _fresh: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.never |= frozenset(self.reserved.values())
         self._fresh = int.from_bytes(self.first, "big")
 
     def offer(
@@ -70,25 +92,66 @@ class LeasePool:
         known = self._by_client.get(client)
         if known is not None and known.expires > now and not known.offered:
             return known.address
-        address = known.address if known is not None else self._choose(wanted, now)
+        address = self.reserved.get(client)
+        if address is not None:
+            address = None if self.is_taken(address) else address
+        elif known is not None:
+            address = known.address
+        else:
+            address = self._choose(wanted, now)
         if address is not None:
             self._record(address, client, mac, offered=True, expires=now + OFFER_TIME)
         return address
 
     def bind(
-        self, client: bytes, mac: MacAddress, address: Address, duration: float, now: float
+        self,
+        client: bytes,
+        mac: MacAddress,
+        address: Address,
+        duration: float,
+        now: float,
+        name: str = "",
     ) -> bool:
         """Lease `address` to `client` for `duration` seconds; False if it may not have it.
 
         It may if it holds no other address, and this one is its own, or of the pool and free.
         """
         held = self._by_client.get(client)
-        if held is None or held.address != address:
+        if client in self.reserved:
+            if address != self.reserved[client] or self.is_taken(address):
+                return False
+        elif held is None or held.address != address:
             holds_another = held is not None and held.expires > now
             if holds_another or not self._is_free(address, now):
                 return False
+        goes_on = held is not None and held.address == address and self._is_leased(held, now)
+        since = held.since if held is not None and goes_on else now
         self._record(address, client, mac, offered=False, expires=now + duration)
+        self._by_address[address].name, self._by_address[address].since = name, since
+        self.version += 1
         return True
+
+    def held(self, now: float) -> list[HeldLease]:
+        """The leases that there are, the one that began first in front."""
+        leased = [lease for lease in self._by_client.values() if self._is_leased(lease, now)]
+        return _as_held(sorted(leased, key=lambda lease: lease.since))
+
+    def remembered(self) -> list[HeldLease]:
+        """What `restore` takes: the leases that there are and were, in the order they began."""
+        leased = [lease for lease in self._by_client.values() if not lease.offered]
+        return _as_held(sorted(leased, key=lambda lease: lease.since))
+
+    def restore(self, leases: Iterable[HeldLease]) -> None:
+        """What another server remembered, as far as it is still to be had: before anybody asks."""
+        for number, held in enumerate(leases):
+            own = self.reserved.get(held.client)
+            is_ours = held.address == own if own is not None else self._is_ours(held.address)
+            if is_ours and held.client not in self._by_client:
+                since = float(number) - RECORDS_MAXIMUM  # of old, and in this order
+                lease = Lease(
+                    held.address, held.client, held.mac, False, held.expires, held.name, since
+                )
+                self._by_address[held.address] = self._by_client[held.client] = lease
 
     def on_gone(self, macs: Container[MacAddress], now: float) -> None:
         """The machines at `macs` have left the segment: their addresses are free, but remembered.
@@ -99,6 +162,7 @@ class LeasePool:
         for lease in self._by_address.values():
             if lease.mac in macs:
                 lease.expires = min(lease.expires, now)
+                self.version += 1
 
     def release(self, client: bytes, address: Address, now: float) -> bool:
         """End the lease of `address`, which `client` holds; False if it does not."""
@@ -106,6 +170,7 @@ class LeasePool:
         if held is None or held.address != address:
             return False
         held.expires = min(held.expires, now)
+        self.version += 1
         return True
 
     def withdraw_offer(self, client: bytes, now: float) -> None:
@@ -120,6 +185,7 @@ class LeasePool:
         if held is None or held.address != address:
             return False
         self._record(address, None, held.mac, offered=False, expires=now + DECLINE_TIME)
+        self.version += 1
         return True
 
     def _record(
@@ -147,7 +213,8 @@ class LeasePool:
         fresh = self._next_fresh()
         if fresh is not None:
             return fresh
-        oldest = min(self._by_address.values(), key=lambda lease: lease.expires, default=None)
+        known = [lease for lease in self._by_address.values() if lease.address not in self.never]
+        oldest = min(known, key=lambda lease: lease.expires, default=None)
         return oldest.address if oldest is not None and oldest.expires <= now else None
 
     def holds(self, address: Address, now: float) -> bool:
@@ -155,16 +222,24 @@ class LeasePool:
         record = self._by_address.get(address)
         return record is not None and record.client is not None and record.expires > now
 
+    def _is_leased(self, lease: Lease, now: float) -> bool:
+        return not lease.offered and lease.expires > now
+
     def _is_free(self, address: Address, now: float) -> bool:
         if self.is_taken(address):
             return False
         record = self._by_address.get(address)
-        if record is not None:
-            return record.expires <= now
+        if record is None:
+            return self._is_ours(address)
+        return record.expires <= now and address not in self.never
+
+    def _is_ours(self, address: Address) -> bool:
+        """Whether we may lease it to anybody, and have not yet."""
         return (
             len(address) == len(self.first)
             and self.first <= address <= self.last
             and address not in self.never
+            and address not in self._by_address
             and len(self._by_address) < RECORDS_MAXIMUM
         )
 
@@ -180,3 +255,11 @@ class LeasePool:
                 return address
             self._fresh += 1
         return None
+
+
+def _as_held(leases: Iterable[Lease]) -> list[HeldLease]:
+    return [
+        HeldLease(lease.address, lease.mac, lease.name, lease.client, lease.expires)
+        for lease in leases
+        if lease.client is not None
+    ]

@@ -10,7 +10,7 @@ is the gateway's: a guest that answers for the gateway, or leases addresses, wou
 neighbours' packets.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define, field
 
@@ -43,6 +43,8 @@ class SourceGuard:
     """Whether a guest may have that address at all."""
     on_owner: Callable[[Address, MacAddress], None] = _nothing
     """An address has another owner than before: what others have begun from there is to end."""
+    reserved: Mapping[Address, MacAddress] = field(factory=dict)
+    """Addresses that are one machine's, whether it is here or not."""
     on: bool = False
     _owners: dict[Address, MacAddress] = field(factory=dict)
 
@@ -62,7 +64,7 @@ class SourceGuard:
 
     def is_of_another(self, mac: MacAddress, address: Address) -> bool:
         """Whether somebody else than `mac` has `address` now."""
-        return self._owners.get(address, mac) != mac
+        return self._owners.get(address, self.reserved.get(address, mac)) != mac
 
     def is_owner(self, address: Address, mac: MacAddress) -> bool:
         """The same for each frame of the fast way, of an address that has an owner."""

@@ -10,7 +10,7 @@ This reader is our own because impacket's takes 0.3 ms a message and loses what 
 
 from struct import Struct
 
-from attrs import frozen
+from attrs import define, evolve, field, frozen
 
 from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.primitives.errors import Malformed
@@ -26,6 +26,8 @@ _PAD = 0  # RFC 2132, 3.1
 _END = 255  # RFC 2132, 3.2
 _OVERLOAD = 52  # RFC 2132, 9.3: the fields `file` (1) and `sname` (2) hold options too
 _OPTION_MAXIMUM = 255  # bytes of a value; more are sent in pieces (RFC 3396, 6)
+_FILE_ROOM = 127  # bytes of the fields `file` and `sname` (RFC 2131, 2), less one for their end
+_NAME_ROOM = 63
 
 
 @frozen
@@ -87,13 +89,16 @@ def parse_dhcp(payload: bytes) -> DhcpMessage:
     )
 
 
-def build_dhcp(message: DhcpMessage) -> bytes:
+def build_dhcp(message: DhcpMessage, limit: int | None = None) -> bytes:
     """The UDP payload for `message`: options in the order of the dict, at least 300 bytes.
 
-    ValueError for a boot file name of more than 127 bytes.
+    With a `limit`, in bytes, options that find no room go into the fields `file` and `sname`, and
+    those that find none there are left out. ValueError for a boot file name of more than 127 bytes.
     """
-    if len(message.boot_file) > 127:
+    if len(message.boot_file) > _FILE_ROOM:
         raise ValueError("the name of a boot file is at most 127 bytes")
+    layout = _lay_out(message, limit)
+    overload = (1 if layout.file else 0) | (2 if layout.server_name else 0)
     parts = [
         _FIXED.pack(
             message.operation,
@@ -108,18 +113,63 @@ def build_dhcp(message: DhcpMessage) -> bytes:
             message.server_address,
             message.relay_address,
             message.client_mac,
-            b"",
-            message.boot_file,
+            _ended(layout.server_name),
+            _ended(layout.file) or message.boot_file,
         ),
         _MAGIC_COOKIE,
+        bytes((_OVERLOAD, 1, overload)) if overload else b"",
+        *layout.options,
+        bytes((_END,)),
     ]
-    for code, value in message.options.items():
-        # A value of no bytes is an option nevertheless (RFC 4039, 4).
-        for start in range(0, len(value) or 1, _OPTION_MAXIMUM):
-            piece = value[start : start + _OPTION_MAXIMUM]
-            parts += (bytes((code, len(piece))), piece)
-    parts.append(bytes((_END,)))
     return b"".join(parts).ljust(MESSAGE_MINIMUM, b"\0")
+
+
+def fitting(message: DhcpMessage, limit: int) -> DhcpMessage:
+    """`message` without the options that `build_dhcp` would leave out."""
+    left_out = _lay_out(message, limit).left_out
+    kept = {code: value for code, value in message.options.items() if code not in left_out}
+    return evolve(message, options=kept)
+
+
+@define
+class _Layout:
+    """Where options go; in pieces, each with its code and length in front."""
+
+    options: list[bytes] = field(factory=list)
+    file: list[bytes] = field(factory=list)
+    server_name: list[bytes] = field(factory=list)
+    left_out: set[int] = field(factory=set)
+
+
+def _lay_out(message: DhcpMessage, limit: int | None) -> _Layout:
+    """Each option into the first field that has room for all of it (RFC 3396, 5 and 6)."""
+    written = {code: _written(code, value) for code, value in message.options.items()}
+    room = None if limit is None else limit - _FIXED.size - len(_MAGIC_COOKIE) - 1
+    if room is None or sum(map(len, written.values())) <= room:
+        return _Layout(list(written.values()))
+    layout = _Layout()
+    fields = [(layout.options, room - 3), (layout.file, 0), (layout.server_name, _NAME_ROOM)]
+    if not message.boot_file:
+        fields[1] = layout.file, _FILE_ROOM
+    for code, octets in written.items():
+        for pieces, size in fields:
+            if sum(map(len, pieces)) + len(octets) <= size:
+                pieces.append(octets)
+                break
+        else:
+            layout.left_out.add(code)
+    return layout
+
+
+def _written(code: int, value: bytes) -> bytes:
+    # A value of no bytes is an option nevertheless (RFC 4039, 4).
+    starts = range(0, len(value) or 1, _OPTION_MAXIMUM)
+    pieces = [value[start : start + _OPTION_MAXIMUM] for start in starts]
+    return b"".join(bytes((code, len(piece))) + piece for piece in pieces)
+
+
+def _ended(pieces: list[bytes]) -> bytes:
+    return b"".join([*pieces, bytes((_END,))]) if pieces else b""
 
 
 def _read_options(field: bytes, options: dict[int, bytes]) -> None:

@@ -56,6 +56,7 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         first_lease = "192.168.7.4"
         last_lease = "192.168.7.9"
         lease_time = 60
+        ntp = "192.168.7.2"
         domain = "Lab.Internal"
         gateway-mac = "52:55:00:00:00:01"
         """,
@@ -71,6 +72,7 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
             first_lease=IPv4Address("192.168.7.4"),
             last_lease=IPv4Address("192.168.7.9"),
             lease_time=60,
+            ntp=(IPv4Address("192.168.7.2"),),
             mtu=1500,
             domain="lab.internal",
             gateway_mac=bytes.fromhex("525500000001"),
@@ -105,13 +107,14 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         (
             "mtuu = 1500",
             'net.toml: key "mtuu" is not known; did you mean "mtu"? allowed here: '
-            "audit, congestion, connect, dns, host_loopback, listen, mtu, verbose, [network]",
+            "audit, congestion, connect, dns, host_loopback, listen, mtu, verbose, [network], "
+            "[policy], [[reservation]]",
         ),
         (
             "[network]\nsubnett = '10.0.2.0/24'",
             'net.toml: key "network.subnett" is not known; did you mean "subnet"? '
             "allowed in here: domain, first_lease, gateway, gateway_mac, last_lease, "
-            "lease_time, nameserver, subnet",
+            "lease_time, nameserver, ntp, subnet",
         ),
         ("[netwrok]\nmtu = 1500", 'key "netwrok" is not known; did you mean "network"?'),
         ("subnet = '10.0.2.0/24'", 'key "subnet" is not known; it belongs in the table [network]'),
@@ -146,6 +149,8 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         ),
         ("[network]\ngateway = 2", 'key "network.gateway" is 2; allowed: an IPv4 address'),
         ("[network]\ngateway-mac = '5'", 'key "network.gateway-mac" is "5" ('),
+        ("[network]\nntp = 'pool.ntp.org'", 'key "network.ntp" is "pool.ntp.org" ('),
+        ("[network]\nntp = ['0.0.0.0']", 'key "network.ntp" is 0.0.0.0; allowed: unicast'),
         ("[network]\ndomain = 'a b'", 'key "network.domain" is "a b"; allowed: labels'),
         (
             "[network]\nlast_lease = '10.0.2.1'\ngateway = '10.0.2.1'",

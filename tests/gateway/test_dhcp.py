@@ -5,8 +5,9 @@ from ipaddress import ip_network
 import pytest
 from attrs import evolve
 
-from qemu_usernat.gateway import dhcp
-from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer, DhcpSettings
+from qemu_usernat.gateway import dhcp, dhcp_options
+from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer
+from qemu_usernat.gateway.dhcp_options import DhcpSettings
 from qemu_usernat.gateway.leases import DECLINE_TIME, OFFER_TIME
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
@@ -69,7 +70,7 @@ def message(
     options: dict[int, bytes] | None = None,
 ) -> DhcpMessage:
     """A client's message, having gone over the wire once."""
-    kind = {} if message_type is None else {dhcp.MESSAGE_TYPE: bytes([message_type])}
+    kind = {} if message_type is None else {dhcp_options.MESSAGE_TYPE: bytes([message_type])}
     return parse_dhcp(
         build_dhcp(
             DhcpMessage(
@@ -93,12 +94,12 @@ def discover(mac: bytes = ALICE, **options: bytes) -> DhcpMessage:
 
 
 def selecting(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> DhcpMessage:
-    options = {dhcp.REQUESTED_ADDRESS: address, dhcp.SERVER_IDENTIFIER: server}
+    options = {dhcp_options.REQUESTED_ADDRESS: address, dhcp_options.SERVER_IDENTIFIER: server}
     return message(dhcp.REQUEST, mac, options=options)
 
 
 def init_reboot(address: bytes, mac: bytes = ALICE) -> DhcpMessage:
-    return message(dhcp.REQUEST, mac, options={dhcp.REQUESTED_ADDRESS: address})
+    return message(dhcp.REQUEST, mac, options={dhcp_options.REQUESTED_ADDRESS: address})
 
 
 def renewing(address: bytes, mac: bytes = ALICE) -> DhcpMessage:
@@ -107,20 +108,20 @@ def renewing(address: bytes, mac: bytes = ALICE) -> DhcpMessage:
 
 
 def _numbered(options: dict[str, bytes]) -> dict[int, bytes]:
-    return {getattr(dhcp, name.upper()): value for name, value in options.items()}
+    return {getattr(dhcp_options, name.upper()): value for name, value in options.items()}
 
 
 def told(reply: DhcpReply | None) -> tuple[int, bytes]:
     """(message type, address) of a reply that must be there and survive the wire."""
     assert reply is not None
-    on_the_wire = build_dhcp(reply.message)
+    on_the_wire = reply.payload()
     assert len(on_the_wire) >= 300
     read = parse_dhcp(on_the_wire)
     assert read.operation == dhcp.BOOT_REPLY
     assert read.transaction_id == 0xDECAFBAD
     assert read.options == reply.message.options
-    assert read.options[dhcp.SERVER_IDENTIFIER] == GATEWAY
-    return read.options[dhcp.MESSAGE_TYPE][0], read.your_address
+    assert read.options[dhcp_options.SERVER_IDENTIFIER] == GATEWAY
+    return read.options[dhcp_options.MESSAGE_TYPE][0], read.your_address
 
 
 def lease(server: DhcpServer, mac: bytes, now: float = 0.0) -> bytes:
@@ -168,7 +169,7 @@ def test_a_lease_goes_by_the_client_identifier(server: DhcpServer) -> None:
         reply = server.answer(discover(ALICE, client_identifier=identifier), 0.0)
         assert told(reply) == (dhcp.OFFER, expected)
         assert reply is not None
-        assert reply.message.options[dhcp.CLIENT_IDENTIFIER] == identifier
+        assert reply.message.options[dhcp_options.CLIENT_IDENTIFIER] == identifier
 
 
 def test_a_wish_for_a_free_address_is_granted(server: DhcpServer) -> None:
@@ -192,7 +193,7 @@ def test_rapid_commit_saves_a_round_trip(server: DhcpServer) -> None:
     reply = server.answer(discover(ALICE, rapid_commit=b""), 0.0)
     assert told(reply) == (dhcp.ACK, FIRST)
     assert reply is not None
-    assert reply.message.options[dhcp.RAPID_COMMIT] == b""
+    assert reply.message.options[dhcp_options.RAPID_COMMIT] == b""
     assert told(server.answer(discover(BOB), OFFER_TIME + 1)) == (dhcp.OFFER, SECOND_ADDRESS)
 
 
@@ -206,7 +207,7 @@ def test_an_address_of_another_network_is_refused_at_once(server: DhcpServer) ->
         assert told(reply) == (dhcp.NAK, ANY_IPV4)
         assert reply is not None
         assert (reply.destination, reply.destination_mac) == (BROADCAST_IPV4, BROADCAST_MAC)
-        assert dhcp.LEASE_TIME not in reply.message.options
+        assert dhcp_options.LEASE_TIME not in reply.message.options
     assert server.counters["dhcp.nak"] == 2
 
 
@@ -267,11 +268,13 @@ def test_a_request_for_nothing_is_ignored(server: DhcpServer) -> None:
 
 
 def _release(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> DhcpMessage:
-    return message(dhcp.RELEASE, mac, ciaddr=address, options={dhcp.SERVER_IDENTIFIER: server})
+    return message(
+        dhcp.RELEASE, mac, ciaddr=address, options={dhcp_options.SERVER_IDENTIFIER: server}
+    )
 
 
 def _decline(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> DhcpMessage:
-    options = {dhcp.REQUESTED_ADDRESS: address, dhcp.SERVER_IDENTIFIER: server}
+    options = {dhcp_options.REQUESTED_ADDRESS: address, dhcp_options.SERVER_IDENTIFIER: server}
     return message(dhcp.DECLINE, mac, options=options)
 
 
@@ -316,11 +319,11 @@ def test_inform_tells_parameters_and_no_lease(server: DhcpServer) -> None:
     assert told(reply) == (dhcp.ACK, ANY_IPV4)
     assert reply is not None
     assert (reply.destination, reply.destination_mac) == (mine, ALICE)
-    assert reply.message.options[dhcp.DNS_SERVERS] == NAMESERVER
+    assert reply.message.options[dhcp_options.DNS_SERVERS] == NAMESERVER
     assert not reply.message.options.keys() & {
-        dhcp.LEASE_TIME,
-        dhcp.RENEWAL_TIME,
-        dhcp.REBINDING_TIME,
+        dhcp_options.LEASE_TIME,
+        dhcp_options.RENEWAL_TIME,
+        dhcp_options.REBINDING_TIME,
     }
 
 
@@ -367,7 +370,7 @@ def test_the_mask_precedes_the_router(server: DhcpServer) -> None:
     reply = server.answer(discover(parameter_list=bytes([3, 1])), 0.0)
     assert reply is not None
     order = list(reply.message.options)
-    assert order.index(dhcp.SUBNET_MASK) < order.index(dhcp.ROUTER)
+    assert order.index(dhcp_options.SUBNET_MASK) < order.index(dhcp_options.ROUTER)
 
 
 @pytest.mark.parametrize(
@@ -380,22 +383,22 @@ def test_the_mask_precedes_the_router(server: DhcpServer) -> None:
 )
 def test_a_guest_keeps_the_name_it_has(server: DhcpServer, own: bytes, expected: bytes) -> None:
     """A guest with a name is not renamed; one without a proper name gets one."""
-    options = {dhcp.HOST_NAME: own} if own else {}
+    options = {dhcp_options.HOST_NAME: own} if own else {}
     reply = server.answer(message(dhcp.DISCOVER, options=options), 0.0)
     assert reply is not None
-    assert reply.message.options[dhcp.HOST_NAME] == expected
+    assert reply.message.options[dhcp_options.HOST_NAME] == expected
 
 
 def test_passt_16b_a_long_domain_stays_within_what_the_client_takes() -> None:
     """No reply is larger than 576 bytes unless the client says that it takes more."""
     settings = evolve(SETTINGS, domain=".".join(["a" * 49] * 5))
     for size, has_search_list in ((b"", False), ((1500).to_bytes(2, "big"), True)):
-        options = {dhcp.MAXIMUM_SIZE: size} if size else {}
+        options = {dhcp_options.MAXIMUM_SIZE: size} if size else {}
         reply = make_server(settings).answer(message(dhcp.DISCOVER, options=options), 0.0)
         assert reply is not None
-        assert len(build_dhcp(reply.message)) + 28 <= (1500 if size else 576)
-        assert (dhcp.DOMAIN_SEARCH in reply.message.options) is has_search_list
-        assert dhcp.CLASSLESS_ROUTES in reply.message.options
+        assert len(reply.payload()) + 28 <= (1500 if size else 576)
+        assert (dhcp_options.DOMAIN_SEARCH in reply.message.options) is has_search_list
+        assert dhcp_options.CLASSLESS_ROUTES in reply.message.options
 
 
 def test_without_domain_and_name_server_nothing_is_told_of_them() -> None:
@@ -412,7 +415,7 @@ def test_passt_16d_the_mask_of_every_prefix_length(length: int) -> None:
     server = make_server(evolve(SETTINGS, prefix_length=length))
     reply = server.answer(discover(), 0.0)
     assert reply is not None
-    assert reply.message.options[dhcp.SUBNET_MASK] == ip_network((0, length)).netmask.packed
+    assert reply.message.options[dhcp_options.SUBNET_MASK] == ip_network((0, length)).netmask.packed
 
 
 # To whom a reply goes (RFC 2131, 4.1)
@@ -452,9 +455,9 @@ def test_passt_16c_bootp_and_nonsense_are_counted_and_ignored(server: DhcpServer
         "dhcp.bootp": message(None),
         "dhcp.not_a_request": evolve(plain, operation=dhcp.BOOT_REPLY),
         "dhcp.relayed": evolve(plain, relay_address=parse_address("10.0.2.9")),
-        "dhcp.unknown_type": evolve(plain, options={dhcp.MESSAGE_TYPE: b"\x63"}),
+        "dhcp.unknown_type": evolve(plain, options={dhcp_options.MESSAGE_TYPE: b"\x63"}),
         "dhcp.long_client_identifier": evolve(
-            plain, options=plain.options | {dhcp.CLIENT_IDENTIFIER: bytes(256)}
+            plain, options=plain.options | {dhcp_options.CLIENT_IDENTIFIER: bytes(256)}
         ),
     }
     for reason, strange in odd.items():
@@ -466,7 +469,7 @@ def test_passt_16c_bootp_and_nonsense_are_counted_and_ignored(server: DhcpServer
 @pytest.mark.parametrize("kind", [b"", b"\x01\x01", b"\x00", b"\x02", b"\x05", b"\x06"])
 def test_types_that_no_client_sends_are_ignored(server: DhcpServer, kind: bytes) -> None:
     """A type of the wrong length, or a server's, is no question."""
-    strange = evolve(discover(), options={dhcp.MESSAGE_TYPE: kind})
+    strange = evolve(discover(), options={dhcp_options.MESSAGE_TYPE: kind})
     assert server.answer(strange, 0.0) is None
 
 
@@ -480,7 +483,7 @@ def test_the_smallest_network_serves_its_guest() -> None:
     reply = server.answer(discover(), 0.0)
     assert told(reply) == (dhcp.OFFER, only)
     assert reply is not None
-    assert reply.message.options[dhcp.SUBNET_MASK] == bytes([255, 255, 255, 252])
+    assert reply.message.options[dhcp_options.SUBNET_MASK] == bytes([255, 255, 255, 252])
     assert told(server.answer(selecting(only), 0.0)) == (dhcp.ACK, only)
 
 

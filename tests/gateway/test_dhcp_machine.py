@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from qemu_usernat.gateway import dhcp
-from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer, DhcpSettings
+from qemu_usernat.gateway import dhcp, dhcp_options
+from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer
+from qemu_usernat.gateway.dhcp_options import DhcpSettings
 from qemu_usernat.primitives.addresses import ANY_IPV4
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.dhcp import DhcpMessage
@@ -73,7 +74,7 @@ class Segment(RuleBasedStateMachine):
                 server_address=ANY_IPV4,
                 relay_address=ANY_IPV4,
                 client_mac=guest,
-                options={dhcp.MESSAGE_TYPE: bytes([kind])} | options,
+                options={dhcp_options.MESSAGE_TYPE: bytes([kind])} | options,
             ),
             self.now,
         )
@@ -94,7 +95,7 @@ class Segment(RuleBasedStateMachine):
 
     def check_answer(self, reply: DhcpReply | None, guest: bytes, address: bytes) -> None:
         assert reply is not None
-        kind = reply.message.options[dhcp.MESSAGE_TYPE][0]
+        kind = reply.message.options[dhcp_options.MESSAGE_TYPE][0]
         if kind == dhcp.ACK:
             assert self.check_given(reply, guest) == address
             self.held[guest] = (address, self.now + LEASE_TIME)
@@ -105,12 +106,12 @@ class Segment(RuleBasedStateMachine):
 
     @rule(guest=guests, wish=st.none() | host_parts)
     def discover(self, guest: bytes, wish: int | None) -> None:
-        options = {} if wish is None else {dhcp.REQUESTED_ADDRESS: at(wish)}
+        options = {} if wish is None else {dhcp_options.REQUESTED_ADDRESS: at(wish)}
         reply = self.ask(dhcp.DISCOVER, guest, options)
         if reply is None:
             assert self.holder_of_none_free(guest)
             return
-        assert reply.message.options[dhcp.MESSAGE_TYPE] == bytes([dhcp.OFFER])
+        assert reply.message.options[dhcp_options.MESSAGE_TYPE] == bytes([dhcp.OFFER])
         self.offered[guest] = self.check_given(reply, guest)
 
     def holder_of_none_free(self, guest: bytes) -> bool:
@@ -128,19 +129,25 @@ class Segment(RuleBasedStateMachine):
         if guest not in self.offered:
             return
         address = self.offered.pop(guest)
-        options = {dhcp.REQUESTED_ADDRESS: address, dhcp.SERVER_IDENTIFIER: self.gateway}
+        options = {
+            dhcp_options.REQUESTED_ADDRESS: address,
+            dhcp_options.SERVER_IDENTIFIER: self.gateway,
+        }
         self.check_answer(self.ask(dhcp.REQUEST, guest, options), guest, address)
 
     @rule(guest=guests)
     def go_elsewhere(self, guest: bytes) -> None:
-        options = {dhcp.REQUESTED_ADDRESS: at(9), dhcp.SERVER_IDENTIFIER: bytes([192, 0, 2, 1])}
+        options = {
+            dhcp_options.REQUESTED_ADDRESS: at(9),
+            dhcp_options.SERVER_IDENTIFIER: bytes([192, 0, 2, 1]),
+        }
         assert self.ask(dhcp.REQUEST, guest, options) is None
         self.offered.pop(guest, None)
 
     @rule(guest=guests, host_part=host_parts)
     def reboot(self, guest: bytes, host_part: int) -> None:
         address = at(host_part)
-        reply = self.ask(dhcp.REQUEST, guest, {dhcp.REQUESTED_ADDRESS: address})
+        reply = self.ask(dhcp.REQUEST, guest, {dhcp_options.REQUESTED_ADDRESS: address})
         self.check_answer(reply, guest, address)
 
     @rule(guest=guests)
@@ -159,7 +166,7 @@ class Segment(RuleBasedStateMachine):
         """Anybody may try to release anybody's address; only the holder does."""
         if victim in self.held:
             address = self.held[victim][0]
-            options = {dhcp.SERVER_IDENTIFIER: self.gateway}
+            options = {dhcp_options.SERVER_IDENTIFIER: self.gateway}
             assert self.ask(dhcp.RELEASE, guest, options, address) is None
             if guest == victim:
                 del self.held[guest]
@@ -169,7 +176,10 @@ class Segment(RuleBasedStateMachine):
         """Anybody may try to decline anybody's address; only the holder does."""
         if victim in self.held and self.holder(self.held[victim][0]) == victim:
             address = self.held[victim][0]
-            options = {dhcp.SERVER_IDENTIFIER: self.gateway, dhcp.REQUESTED_ADDRESS: address}
+            options = {
+                dhcp_options.SERVER_IDENTIFIER: self.gateway,
+                dhcp_options.REQUESTED_ADDRESS: address,
+            }
             assert self.ask(dhcp.DECLINE, guest, options) is None
             if guest == victim:
                 del self.held[guest]

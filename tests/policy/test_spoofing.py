@@ -2,11 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from qemu_usernat.config import Network
+from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import parse_address, parse_mac
@@ -171,6 +174,23 @@ async def test_an_address_set_by_hand_is_not_leased_to_another(autojump_clock: M
             await trio.sleep(1)
             assert network.counters["dhcp.nak"] == 1
             assert (await three.dhcp()).address != "10.0.2.50"
+
+
+async def test_a_reserved_address_waits_for_its_machine(autojump_clock: MockClock) -> None:
+    """A neighbour that sets it by hand before is not heard, and the machine gets it."""
+    mac = "52:54:00:00:00:77"
+    settings = Network(reservations=(Reservation(parse_mac(mac), IPv4Address("10.0.2.77")),))
+    with trio.fail_after(60):
+        async with (
+            VirtualNetwork(
+                policy=NetworkPolicy.allow_all(), guests=("one", "two"), settings=settings
+            ) as network,
+            network.fake_guest("one", strict=False) as one,
+            network.fake_guest("two", mac=mac) as two,
+        ):
+            await one.send_frame(datagram(network, one.mac, "10.0.2.77"))
+            assert (await two.dhcp()).address == "10.0.2.77"
+            assert network.counters["ipv4.spoofed_source"] == 1
 
 
 async def test_a_guest_that_has_left_leaves_nothing_to_its_neighbour(

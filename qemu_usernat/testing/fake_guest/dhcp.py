@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 import trio
 from attrs import field, frozen
 
-from qemu_usernat.gateway import dhcp
+from qemu_usernat.gateway import dhcp, dhcp_options
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     BROADCAST_IPV4,
@@ -24,15 +24,15 @@ FIRST_PATIENCE = 4.0  # seconds until a message is sent again; doubles (RFC 2131
 
 ASKED_FOR = bytes(
     (
-        dhcp.SUBNET_MASK,
-        dhcp.ROUTER,
-        dhcp.DNS_SERVERS,
-        dhcp.HOST_NAME,
-        dhcp.DOMAIN_NAME,
-        dhcp.INTERFACE_MTU,
-        dhcp.BROADCAST_ADDRESS,
-        dhcp.DOMAIN_SEARCH,
-        dhcp.CLASSLESS_ROUTES,
+        dhcp_options.SUBNET_MASK,
+        dhcp_options.ROUTER,
+        dhcp_options.DNS_SERVERS,
+        dhcp_options.HOST_NAME,
+        dhcp_options.DOMAIN_NAME,
+        dhcp_options.INTERFACE_MTU,
+        dhcp_options.BROADCAST_ADDRESS,
+        dhcp_options.DOMAIN_SEARCH,
+        dhcp_options.CLASSLESS_ROUTES,
     )
 )
 
@@ -80,13 +80,15 @@ class DhcpClient:
         """Discover, offer, request, acknowledgment."""
         self._transaction += 1
         deadline = trio.current_time() + timeout
-        options = self._options = {dhcp.PARAMETER_LIST: ASKED_FOR, **options}
+        options = self._options = {dhcp_options.PARAMETER_LIST: ASKED_FOR, **options}
         offer = await self._ask(dhcp.DISCOVER, options, (dhcp.OFFER, dhcp.ACK), deadline)
         if _kind(offer) == dhcp.ACK:
             return read_lease(offer)  # it commits at once, as was asked for (RFC 4039)
         chosen = {
-            dhcp.REQUESTED_ADDRESS: offer.your_address,
-            dhcp.SERVER_IDENTIFIER: offer.options.get(dhcp.SERVER_IDENTIFIER, ANY_IPV4),
+            dhcp_options.REQUESTED_ADDRESS: offer.your_address,
+            dhcp_options.SERVER_IDENTIFIER: offer.options.get(
+                dhcp_options.SERVER_IDENTIFIER, ANY_IPV4
+            ),
         }
         return await self._request({**options, **chosen}, deadline)
 
@@ -103,7 +105,7 @@ class DhcpClient:
         self._transaction += 1
         server = parse_address(lease.server)
         await self._stack.next_hop(server)
-        self._send(dhcp.RELEASE, {dhcp.SERVER_IDENTIFIER: server}, server)
+        self._send(dhcp.RELEASE, {dhcp_options.SERVER_IDENTIFIER: server}, server)
         self._stack.end_turn()
 
     async def _request(
@@ -111,7 +113,9 @@ class DhcpClient:
     ) -> Lease:
         answer = await self._ask(dhcp.REQUEST, options, (dhcp.ACK, dhcp.NAK), deadline, server)
         if _kind(answer) == dhcp.NAK:
-            reason = answer.options.get(dhcp.MESSAGE, b"without a reason").decode(errors="replace")
+            reason = answer.options.get(dhcp_options.MESSAGE, b"without a reason").decode(
+                errors="replace"
+            )
             raise DhcpRefused(f"the DHCP server refused the address: {reason}")
         return read_lease(answer)
 
@@ -155,7 +159,7 @@ class DhcpClient:
             server_address=ANY_IPV4,
             relay_address=ANY_IPV4,
             client_mac=stack.mac,
-            options={dhcp.MESSAGE_TYPE: bytes((kind,)), **options},
+            options={dhcp_options.MESSAGE_TYPE: bytes((kind,)), **options},
         )
         destination = server or BROADCAST_IPV4
         mac = BROADCAST_MAC if server is None else stack.known_hop(server)
@@ -174,7 +178,7 @@ def _patience(deadline: float) -> Iterator[float]:
 
 
 def _kind(message: DhcpMessage) -> int:
-    return int.from_bytes(message.options.get(dhcp.MESSAGE_TYPE, b""), "big")
+    return int.from_bytes(message.options.get(dhcp_options.MESSAGE_TYPE, b""), "big")
 
 
 def read_lease(message: DhcpMessage) -> Lease:
@@ -191,18 +195,18 @@ def read_lease(message: DhcpMessage) -> Lease:
         value = options.get(code, b"")
         return tuple(format_address(value[at : at + 4]) for at in range(0, len(value), 4))
 
-    mask = number(dhcp.SUBNET_MASK)
+    mask = number(dhcp_options.SUBNET_MASK)
     return Lease(
         address=format_address(message.your_address),
         prefix_length=24 if mask is None else mask.bit_count(),
-        server=next(iter(addresses(dhcp.SERVER_IDENTIFIER)), "0.0.0.0"),
-        gateway=next(iter(addresses(dhcp.ROUTER)), None),
-        nameservers=addresses(dhcp.DNS_SERVERS),
-        domain=text(dhcp.DOMAIN_NAME),
-        host_name=text(dhcp.HOST_NAME),
-        mtu=number(dhcp.INTERFACE_MTU),
-        lease_time=number(dhcp.LEASE_TIME) or 0,
-        renewal_time=number(dhcp.RENEWAL_TIME),
-        rebinding_time=number(dhcp.REBINDING_TIME),
+        server=next(iter(addresses(dhcp_options.SERVER_IDENTIFIER)), "0.0.0.0"),
+        gateway=next(iter(addresses(dhcp_options.ROUTER)), None),
+        nameservers=addresses(dhcp_options.DNS_SERVERS),
+        domain=text(dhcp_options.DOMAIN_NAME),
+        host_name=text(dhcp_options.HOST_NAME),
+        mtu=number(dhcp_options.INTERFACE_MTU),
+        lease_time=number(dhcp_options.LEASE_TIME) or 0,
+        renewal_time=number(dhcp_options.RENEWAL_TIME),
+        rebinding_time=number(dhcp_options.REBINDING_TIME),
         options=options,
     )

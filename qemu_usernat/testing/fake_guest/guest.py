@@ -15,7 +15,7 @@ import dns.rcode
 import dns.rdatatype
 import trio
 
-from qemu_usernat.gateway.dhcp import HOST_NAME
+from qemu_usernat.gateway.dhcp_options import HOST_NAME
 from qemu_usernat.primitives.addresses import (
     DNS_PORT,
     Address,
