@@ -23,6 +23,7 @@ from qemu_usernat.config.configuration import Config, groups_of
 from qemu_usernat.config.endpoints import Endpoint
 from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
+from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.resolve import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
@@ -68,6 +69,11 @@ class World(HostEdge, Asker, Protocol):
 
     def upstreams(self) -> Sequence[Upstream]:
         """Whom to ask for names, at this moment."""
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether the name server may tell others what one guest was told, or has to ask for each:
+        not where each question is to be seen."""
 
     def on_answers(self, callback: AnswerCallback) -> None:
         """Whom to tell of answers; said before the first question."""
@@ -115,6 +121,7 @@ class Server:
             asker=world,
             random_id=partial(secrets.randbits, 16),
             counters=self.counters,
+            cache=DnsCache(self.counters) if world.keeps_answers else None,
         )
         world.on_answers(forwarder.on_answer)
         self.admission = Admission(

@@ -20,7 +20,7 @@ from qemu_usernat.gateway.icmp import EchoResponder
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.policy.judge import FlowRequest
-from qemu_usernat.primitives.addresses import Address, MacAddress
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.dhcp import parse_dhcp
@@ -34,8 +34,6 @@ from qemu_usernat.wire.packets import (
     IpPacket,
     UdpDatagram,
 )
-
-DNS_PORT = 53  # RFC 1035, 4.2
 
 SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
 """UDP ports at which the gateway itself may be meant."""

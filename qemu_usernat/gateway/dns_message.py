@@ -1,14 +1,15 @@
 """DNS messages (RFC 1035), as little of them as a forwarder has to understand.
 
-A guest's query is read as far as its question and its EDNS record (RFC 6891), by dnspython's
-name parser and with every length checked. An upstream's message is never parsed to be passed on:
-it is compared, header and question, and its bytes go through, so record types that nobody has
-heard of pass as well. `read_query` raises only `Malformed`.
+A guest's query is read as far as its question and its EDNS record (RFC 6891), with every length
+checked: a plain one, as nearly all are, by the few lines of `_read_plain`, any other by dnspython's
+parser. An upstream's message is never parsed to be passed on: it is compared, header and question,
+and its bytes go through, so record types that nobody has heard of pass as well. `read_query` raises
+only `Malformed`.
 """
 
 from collections.abc import Iterable
 from struct import Struct
-from typing import Final
+from typing import Final, TypeAlias
 
 import dns.exception
 import dns.name
@@ -28,7 +29,8 @@ AA: Final = 0x0400
 TC: Final = 0x0200
 RD: Final = 0x0100
 RA: Final = 0x0080
-CD: Final = 0x0010  # RFC 4035
+AD: Final = 0x0020  # RFC 4035; in a query, that its meaning is understood (RFC 6840, 5.7)
+CD: Final = 0x0010
 OPCODE_MASK: Final = 0x7800
 RCODE_MASK: Final = 0x000F
 
@@ -46,6 +48,9 @@ UDP_SIZE_MINIMUM: Final = 512
 UDP_PAYLOAD_MAXIMUM: Final = 65507
 """Bytes in one UDP datagram over IPv4, whatever size a guest says it takes."""
 
+_LABEL_MAXIMUM: Final = 63  # bytes (RFC 1035, 2.3.4)
+_NAME_MAXIMUM: Final = 255
+
 TCP_SIZE_MAXIMUM: Final = 65535
 """Bytes of a message over TCP, whose length has two (RFC 1035, 4.2.2)."""
 
@@ -61,27 +66,47 @@ _RECORD = Struct("!HHIH")  # type, class, TTL, length of the data
 _OPTION = Struct("!HH")  # code, length (RFC 6891, 6.1.2)
 _EXTENDED_ERROR = 15  # RFC 8914, 2
 _DNSSEC_OK = 0x8000  # in the TTL field of an OPT record (RFC 3225)
+_OPT_RECORD = Struct("!xHHIH")  # its name is the root
+_HOP_BY_HOP = frozenset({10, 11, 12})  # cookie (RFC 7873), keepalive (7828), padding (7830)
+_SHAREABLE_FLAGS = RD | AD | CD
 _POINTER = 0xC000  # and an offset, in place of a name (RFC 1035, 4.1.4)
 _OWNER_IS_QUESTION = (_POINTER | HEADER_LENGTH).to_bytes(2, "big")
+
+
+Key: TypeAlias = tuple[bytes, int, bool]
+"""A question, and the bits that change what is answered."""
 
 
 @frozen
 class Query:
     """A guest's query: one question.
 
-    `question` is its section as it came, capitals and all. `udp_size` is how large a UDP answer
-    may be, in bytes. `has_edns` and `dnssec_ok` tell of its OPT record.
+    `question` is its section as it came, capitals and all, `folded` the same in lower case.
+    `udp_size` is how large a UDP answer may be, in bytes. `has_edns` and `dnssec_ok` tell of its
+    OPT record. `is_shareable` if nothing in it but `flags`, `folded` and `dnssec_ok` has a say in
+    what is answered, so that one answer serves everybody who asks the same.
     """
 
     identifier: int
     flags: int
     question: bytes
-    name: dns.name.Name
+    folded: bytes
     record_type: int
     record_class: int
     udp_size: int
     has_edns: bool
     dnssec_ok: bool
+    is_shareable: bool
+
+    @property
+    def key(self) -> Key:
+        """What a shareable query asks."""
+        return self.folded, self.flags, self.dnssec_ok
+
+    @property
+    def name(self) -> dns.name.Name:
+        """Whose records are asked for."""
+        return dns.name.from_wire(self.question, 0)[0]
 
 
 def read_query(message: bytes) -> Query:
@@ -90,13 +115,45 @@ def read_query(message: bytes) -> Query:
     Malformed("dns.malformed") unless it has exactly one question, at most `RECORDS_MAXIMUM`
     records that end where the message ends, and at most one OPT among them (RFC 6891, 6.1.1).
     """
+    return _read_plain(message) or _read_any(message)
+
+
+def _read_plain(message: bytes) -> Query | None:
+    """A query with nothing behind its question but perhaps an OPT record; None for any other."""
+    identifier, flags, questions, answers, authority, additional = _HEADER.unpack_from(message)
+    if questions != 1 or answers or authority or additional > 1:
+        return None
+    size, name_ends = len(message), HEADER_LENGTH
+    while name_ends < size and (length := message[name_ends]):
+        if length > _LABEL_MAXIMUM:
+            return None
+        name_ends += length + 1
+    name_ends += 1
+    end = name_ends + _QUESTION_END.size
+    if end > size or name_ends - HEADER_LENGTH > _NAME_MAXIMUM:
+        return None
+    edns = None
+    if additional:
+        start = end + _OPT_RECORD.size
+        if start > size or message[end]:
+            return None
+        record_type, record_class, ttl, length = _OPT_RECORD.unpack_from(message, end)
+        if record_type != dns.rdatatype.OPT or start + length != size:
+            return None
+        edns = record_class, ttl, message[start:]
+    elif end != size:
+        return None
+    return _query(identifier, flags, message[HEADER_LENGTH:end], edns, is_plain=True)
+
+
+def _read_any(message: bytes) -> Query:
     identifier, flags, questions, *others = _HEADER.unpack_from(message)
     if questions != 1 or sum(others) > RECORDS_MAXIMUM:
         raise Malformed("dns.malformed")
     parser = dns.wire.Parser(message, HEADER_LENGTH)
     try:
         name = dns.name.from_wire_parser(parser)
-        record_type, record_class = parser.get_struct("!HH")
+        parser.get_bytes(_QUESTION_END.size)
         end_of_question = parser.current
         edns = _read_records(parser, sum(others))
     except dns.exception.DNSException:
@@ -105,31 +162,64 @@ def read_query(message: bytes) -> Query:
     # A question whose name is a pointer could not be echoed.
     if len(question) != sum(len(label) + 1 for label in name.labels) + _QUESTION_END.size:
         raise Malformed("dns.malformed")
-    size, options = edns if edns is not None else (UDP_SIZE_MINIMUM, 0)
+    is_plain = sum(others) == others[2] == (edns is not None)
+    return _query(identifier, flags, question, edns, is_plain=is_plain)
+
+
+def _query(
+    identifier: int,
+    flags: int,
+    question: bytes,
+    edns: tuple[int, int, bytes] | None,
+    *,
+    is_plain: bool,
+) -> Query:
+    """`edns` is class, TTL and data of the OPT record; `is_plain` if there is no other record."""
+    size, ttl, options = edns or (UDP_SIZE_MINIMUM, 0, b"")
+    name_ends = len(question) - _QUESTION_END.size
+    record_type, record_class = _QUESTION_END.unpack_from(question, name_ends)
     return Query(
         identifier=identifier,
         flags=flags,
         question=question,
-        name=name,
+        folded=_folded(question),
         record_type=record_type,
         record_class=record_class,
         udp_size=max(UDP_SIZE_MINIMUM, size),
         has_edns=edns is not None,
-        dnssec_ok=bool(options & _DNSSEC_OK),
+        dnssec_ok=bool(ttl & _DNSSEC_OK),
+        is_shareable=(
+            is_plain
+            and not flags & ~_SHAREABLE_FLAGS
+            and not ttl & ~_DNSSEC_OK
+            and not 128 <= record_type <= 255  # of questions only (RFC 6895, 3.1)
+            and (not options or _are_hop_by_hop(options))
+        ),
     )
 
 
-def _read_records(parser: dns.wire.Parser, count: int) -> tuple[int, int] | None:
-    """Skip `count` records to the end of the message; (class, TTL) of the OPT among them."""
+def _are_hop_by_hop(options: bytes) -> bool:
+    """Whether EDNS options concern nobody but the one who is asked; broken ones may do anything."""
+    at = 0
+    while at + _OPTION.size <= len(options):
+        code, length = _OPTION.unpack_from(options, at)
+        if code not in _HOP_BY_HOP:
+            return False
+        at += _OPTION.size + length
+    return at == len(options)
+
+
+def _read_records(parser: dns.wire.Parser, count: int) -> tuple[int, int, bytes] | None:
+    """Skip `count` records to the end of the message; class, TTL, data of the OPT among them."""
     edns = None
     for _ in range(count):
         dns.name.from_wire_parser(parser)
         record_type, record_class, ttl, length = parser.get_struct("!HHIH")
-        parser.get_bytes(length)
+        data = parser.get_bytes(length)
         if record_type == dns.rdatatype.OPT:
             if edns is not None:
                 raise Malformed("dns.malformed")
-            edns = record_class, ttl
+            edns = record_class, ttl, data
     if parser.remaining():
         raise Malformed("dns.malformed")
     return edns
@@ -165,18 +255,22 @@ def reply(
     answers, authority = answers or [], authority or []
     additional = []
     if query.has_edns:
-        flags = _DNSSEC_OK if query.dnssec_ok else 0
         option = b""
         if extended_error is not None:
             code, text = extended_error
             said = code.to_bytes(2, "big") + text.encode()
             option = _OPTION.pack(_EXTENDED_ERROR, len(said)) + said
-        opt = _RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, flags, len(option))
-        additional.append(b"\0" + opt + option)
+        additional.append(_our_opt(query, option))
     flags = QR | query.flags & (RD | CD) | RA | rcode | (AA if authoritative else 0)
     counts = 1, len(answers), len(authority), len(additional)
     header = _HEADER.pack(query.identifier, flags, *counts)
     return b"".join((header, query.question, *answers, *authority, *additional))
+
+
+def _our_opt(query: Query, options: bytes = b"") -> bytes:
+    """The OPT record of an answer of ours; its DO bit is the query's (RFC 3225, 3)."""
+    flags = _DNSSEC_OK if query.dnssec_ok else 0
+    return _OPT_RECORD.pack(dns.rdatatype.OPT, UDP_SIZE_OURS, flags, len(options)) + options
 
 
 def record(record_type: int, ttl: int, data: bytes, owner: bytes = _OWNER_IS_QUESTION) -> bytes:
@@ -255,6 +349,23 @@ def for_guest(query: Query, message: bytes) -> bytes:
     if message[4:6] == b"\0\x01":
         rest = query.question + rest[len(query.question) :]
     return query.identifier.to_bytes(2, "big") + message[2:HEADER_LENGTH] + rest
+
+
+def with_records(query: Query, head: bytes, additional: int, records: bytes) -> bytes:
+    """An answer from what was kept of an earlier one: `head` is its flags and counts of records,
+    but for the `additional` ones, `records` are all of them but the OPT, which is of each hop's
+    own (RFC 6891, 6.1.1)."""
+    opt = _our_opt(query) if query.has_edns else b""
+    return b"".join(
+        (
+            query.identifier.to_bytes(2, "big"),
+            head,
+            (additional + query.has_edns).to_bytes(2, "big"),
+            query.question,
+            records,
+            opt,
+        )
+    )
 
 
 def fitting(query: Query, answer: bytes, transport: str) -> bytes:

@@ -34,6 +34,8 @@ class SystemWorld:
     """Those to be asked; the host's own where there are none."""
     public: tuple[Network, ...] = ()
     """Networks that count as public, whatever they are elsewhere."""
+    keeps_answers: bool = True
+    """Whether what a resolver said may be told to all who ask for it."""
     _asker: UpstreamAsker = field(init=False)
     _system: SystemResolvers = field(factory=SystemResolvers, init=False)
     _addresses: HostAddresses = field(factory=HostAddresses, init=False)

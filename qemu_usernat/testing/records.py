@@ -333,6 +333,11 @@ class RecordingWorld:
             record.outcome = Outcome.REFUSED
         return carried
 
+    @property
+    def keeps_answers(self) -> bool:
+        """The world's."""
+        return self.world.keeps_answers
+
     def is_of_host(self, address: Address) -> bool:
         """The world's."""
         return self.world.is_of_host(address)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM, SILENCE, DnsForwarder, Upstream
+from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.primitives.addresses import parse_address
 from qemu_usernat.primitives.counters import Counters
@@ -52,7 +53,12 @@ class ScriptedAsker:
 class Conversation:
     """A forwarder, its asker, and the guest's replies."""
 
-    def __init__(self, *upstreams: Upstream, identifiers: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        *upstreams: Upstream,
+        identifiers: Callable[[], int] | None = None,
+        keeps: bool = False,
+    ) -> None:
         self.asker = ScriptedAsker()
         self.counters = Counters()
         self.replies: list[bytes] = []
@@ -64,6 +70,7 @@ class Conversation:
             self.asker,
             identifiers or counting,
             self.counters,
+            DnsCache(self.counters) if keeps else None,
         )
 
     def query(
@@ -529,6 +536,8 @@ _OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
         _header(b"\0\x02\0\0\0\0\0\0") + _QUESTION + _QUESTION,
         _header(b"\0\x01\0\0\0\0\0\0") + _QUESTION[:-1],
         _header(b"\0\x01\0\0\0\0\0\0") + b"\x40" + _QUESTION,
+        _header(b"\0\x01\0\0\0\0\0\0") + b"\x40" + b"a" * 64 + b"\0\0\x01\0\x01",
+        _header(b"\0\x01\0\0\0\0\0\0") + (b"\x01a" * 127 + b"\x01a\0") + b"\0\x01\0\x01",
         _header(b"\0\x01\0\0\0\0\0\0") + b"\xc0\x0c\0\x01\0\x01",
         _header(b"\0\x01\0\0\0\0\0\0") + b"\xc0\x04\0\x01\0\x01",
         _header(b"\0\x01\0\0\0\0\0\0") + _QUESTION + b"junk",

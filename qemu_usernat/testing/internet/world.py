@@ -186,6 +186,11 @@ class InternetWorld:
         """Our own names."""
         return (NAMES,)
 
+    @property
+    def keeps_answers(self) -> bool:
+        """A test sees each question, and what it defines anew holds at once."""
+        return False
+
     def on_answers(self, callback: AnswerCallback) -> None:
         """Whom to tell of answers."""
         self._on_answer = callback
