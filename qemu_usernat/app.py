@@ -78,6 +78,9 @@ class World(HostEdge, Asker, Protocol):
     def on_answers(self, callback: AnswerCallback) -> None:
         """Whom to tell of answers; said before the first question."""
 
+    def complaints(self) -> Sequence[str]:
+        """What does not work here, and what a person can do about it."""
+
     def close(self) -> None:
         """Give back all that is not a flow's or a mapping's."""
 
@@ -280,6 +283,8 @@ async def serve(
                     nursery.start_soon(
                         connect_forever, endpoint, server.on_connection, server.counters
                     )
+                for complaint in server.world.complaints():
+                    _log.warning(complaint)
                 on_ready([listener.endpoint for listener in listeners])
                 async for number in received:
                     if number == signals.REPORT:

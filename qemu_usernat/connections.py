@@ -12,10 +12,11 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.admission import Admission, Decision
-from qemu_usernat.delivery import Delivery, TcpWire
+from qemu_usernat.delivery import Delivery
 from qemu_usernat.dns_service import DnsService
 from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.dns_gate import DnsGate
+from qemu_usernat.guest_wires import TcpWire
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
@@ -40,7 +41,7 @@ TIME_WAITS_MAXIMUM = 4096
 class TcpEdge(Protocol):
     """What is asked of the host for a connection."""
 
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+    def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         """Begin to connect; `flow.dial` is called before this returns. OSError if there is no
         descriptor."""
 
@@ -221,14 +222,14 @@ class Connections:
             self.counters.count("policy.denied")
             flow.on_host_failed(None, now)
         else:
-            self._dial(flow, decision, now)
+            self._dial(flow, decision, packet.ttl - 1, now)  # one hop is ours (RFC 1812, 5.3.1)
 
-    def _dial(self, flow: TcpFlow, decision: Decision, now: float) -> None:
+    def _dial(self, flow: TcpFlow, decision: Decision, ttl: int, now: float) -> None:
         """Call the server; while the policy listens to what the guest says, a gate is before it."""
         flow.decision = decision
         destination, port = decision.request.destination, decision.request.port
         try:
-            self.edge.dial(flow, self.outward.get(destination, destination), port)
+            self.edge.dial(flow, self.outward.get(destination, destination), port, ttl)
         except OSError:
             self.counters.count("tcp.no_descriptor")
             flow.on_host_failed(None, now)

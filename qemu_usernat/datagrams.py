@@ -9,15 +9,18 @@ from collections.abc import Callable, Mapping
 from attrs import define, field
 
 from qemu_usernat.admission import Admission
-from qemu_usernat.delivery import Delivery, UdpWire
+from qemu_usernat.delivery import Delivery
+from qemu_usernat.guest_wires import UdpWire
 from qemu_usernat.nat.alarms import Alarms
-from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.nat.udp import QUOTED_PAYLOAD, UdpMapping
 from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, PORT_UNREACHABLE
 from qemu_usernat.wire.packets import Buffer, IpPacket, UdpDatagram
+
+UDP_HEADER = 8  # bytes (RFC 768)
 
 MAPPINGS_MAXIMUM = 16384
 """UDP mappings, each with a descriptor; beyond it new ones are refused."""
@@ -46,6 +49,7 @@ class Datagrams:
         destination: Address,
         destination_port: int,
         payload: Buffer,
+        head: memoryview,
         mac: memoryview,
         now: float,
     ) -> bool:
@@ -59,7 +63,7 @@ class Datagrams:
         ):
             return False
         self.delivery.on_neighbour(source, mac.tobytes())
-        mapping.on_guest_datagram(payload, outward, destination_port, now)
+        mapping.on_guest_datagram(payload, outward, destination_port, head.tobytes(), now)
         return True
 
     def on_datagram(
@@ -90,7 +94,8 @@ class Datagrams:
         if mapping is None:
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
         else:
-            mapping.on_guest_datagram(datagram.payload, outward, port, now)
+            head = packet.header + packet.payload[: UDP_HEADER + QUOTED_PAYLOAD]
+            mapping.on_guest_datagram(datagram.payload, outward, port, head, now)
             self.alarms.arm(mapping)
 
     def _deny(self, packet: IpPacket, mac: MacAddress, now: float) -> None:

@@ -9,10 +9,9 @@ A turn is any number of ``on_…`` calls and then one `end_turn`, in which every
 touched pays what it owes and every port sends.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
@@ -28,13 +27,14 @@ from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
-from qemu_usernat.nat.udp import UdpMapping
+from qemu_usernat.nat.udp import QUOTED_PAYLOAD, UdpMapping
+from qemu_usernat.pings import Pings
 from qemu_usernat.policy.groups import is_martian
 from qemu_usernat.policy.judge import FlowRequest
-from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
@@ -49,14 +49,12 @@ from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.headers import peek
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
-    ECHO_REPLY,
-    ECHO_REQUEST,
     HOST_UNREACHABLE,
     PROTOCOL_UNREACHABLE,
     REASSEMBLY_TIME_EXCEEDED,
     TIME_EXCEEDED,
     TTL_EXCEEDED,
-    icmp_message,
+    IcmpError,
 )
 from qemu_usernat.wire.ipv6 import addressee
 from qemu_usernat.wire.packets import (
@@ -64,8 +62,6 @@ from qemu_usernat.wire.packets import (
     TCP,
     UDP,
     Arp,
-    Buffer,
-    IcmpMessage,
     IpPacket,
     TcpSegment,
     UdpDatagram,
@@ -79,29 +75,14 @@ PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 IPV6 = b"\x86\xdd"  # as an Ethernet type
 
 
-@frozen
-class EchoRequest:
-    """A guest's ping to the outside (RFC 792)."""
-
-    guest: Address
-    destination: Address
-    rest: bytes
-    """Identifier and sequence number."""
-    payload: bytes
-    ttl: int
-
-
 class HostEdge(TcpEdge, Protocol):
     """What the router asks of the host."""
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError if there is no descriptor."""
 
-    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
-        """Carry a ping, or say False: then its guest is refused.
-
-        `reply` takes a payload back from the destination, in this turn or in a later one.
-        """
+    def open_echo(self, flow: EchoFlow) -> None:
+        """Set `flow.host`. OSError if the host carries no ping."""
 
 
 @define(eq=False)
@@ -120,6 +101,7 @@ class Router:
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
+    pings: Pings = field(init=False)
     alarms: Alarms = field(factory=Alarms)
     _delivery: Delivery = field(init=False)
     _reassembler: Reassembler = field(init=False)
@@ -163,6 +145,9 @@ class Router:
             counters,
             self.on_bug,
         )
+        self.pings = Pings(
+            self._delivery, self.edge.open_echo, self.admission, self.alarms, counters
+        )
         self._reassembler = Reassembler(counters)
         self._services = Services(
             addressing, self.switch, self._delivery, self.dns_gate, self.admission, counters
@@ -199,6 +184,7 @@ class Router:
         self._wake(port)
         self.switch.guard.forget(port.addresses)
         self._services.on_link_down(port.addresses, now)
+        self._delivery.limiter.forget(port.name)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
@@ -211,6 +197,8 @@ class Router:
                 self.connections.on_deadline(sleeper, now)
             elif isinstance(sleeper, UdpMapping):
                 self.datagrams.on_deadline(sleeper, now)
+            elif isinstance(sleeper, EchoFlow):
+                self.pings.on_deadline(sleeper, now)
             elif isinstance(sleeper, Gate):
                 sleeper.on_deadline(now)
         if self._reassembler.deadline() <= now:
@@ -220,18 +208,21 @@ class Router:
 
     def _expire_fragments(self, now: float) -> None:
         for first, mac in self._reassembler.expire(now):
-            self._delivery.error(mac, first, TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED, now)
+            error = IcmpError(TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED)
+            self._delivery.error(mac, first, error, now)
 
     def _on_owner(self, address: Address, mac: MacAddress) -> None:
         """What another machine has begun from the address of this one is not this one's."""
         self.connections.end_others(address, mac)
         self.datagrams.end_others(address, mac)
+        self.pings.end_others(address, mac)
 
     def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""
         self.switch.guard_sources(guarded)
         self.connections.judge_again(now)
         self.datagrams.judge_again()
+        self.pings.judge_again()
 
     def close(self) -> None:
         """Give every descriptor of the host back."""
@@ -240,6 +231,8 @@ class Router:
                 sleeper.abandon()
             elif isinstance(sleeper, UdpMapping):
                 self.datagrams.close(sleeper)
+            elif isinstance(sleeper, EchoFlow):
+                self.pings.close(sleeper)
 
     # -- frames: the fast way
 
@@ -276,7 +269,7 @@ class Router:
                 known = not guard.on or guard.is_owner(source, self.switch.speaker)
                 if known and destination_port not in SERVICE_PORTS and self.datagrams.on_known(
                     source, source_port, destination, destination_port, frame[start:end],
-                    frame[6:12], now,
+                    frame[14 : min(end, start + QUOTED_PAYLOAD)], frame[6:12], now,
                 ):  # fmt: skip
                     return
         self._on_unusual_frame(frame.tobytes(), now)
@@ -356,7 +349,7 @@ class Router:
             return False
         if packet.ttl <= 1:
             self.counters.count("ipv4.ttl_exceeded")
-            self._delivery.error(mac, packet, TIME_EXCEEDED, TTL_EXCEEDED, now)
+            self._delivery.error(mac, packet, IcmpError(TIME_EXCEEDED, TTL_EXCEEDED), now)
             return False
         return True
 
@@ -394,41 +387,7 @@ class Router:
         elif packet.destination in self._addressing.own:
             self._services.on_icmp(content, packet, mac, now)
         else:
-            self._on_icmp_outward(content, packet, mac, now)
-
-    # -- ping
-
-    def _on_icmp_outward(
-        self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float
-    ) -> None:
-        """An echo request to the host's world, if anything; the guest is told, not left to wait."""
-        if message.type == ECHO_REQUEST and message.code == 0:
-            guest = self._delivery.guest_at(mac, packet.source)
-            decision = self.admission.admit(guest, "icmp", packet.destination, 0, now)
-            if decision.verdict.action != ALLOW:
-                if self.admission.drops:
-                    self.counters.count("policy.dropped")
-                    return
-                self.counters.count("policy.denied")
-                self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
-                return
-        if not self._carries(message, packet, mac):
-            self.counters.count("icmp.not_carried")
-            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
-
-    def _carries(self, message: IcmpMessage, packet: IpPacket, mac: MacAddress) -> bool:
-        """Whether the host's world takes this message, which must be an echo request."""
-        if message.type != ECHO_REQUEST or message.code != 0:
-            return False
-
-        def reply(payload: Buffer) -> None:
-            echo = icmp_message(ECHO_REPLY, 0, message.rest, payload)
-            self._delivery.packet(mac, packet.destination, packet.source, ICMP, echo)
-
-        request = EchoRequest(
-            packet.source, packet.destination, message.rest, message.payload, packet.ttl
-        )
-        return self.edge.echo(request, reply)
+            self.pings.on_message(content, packet, mac, now)
 
     # -- who is who
 

@@ -16,6 +16,7 @@ from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.lan.port import Port
+from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.policy.groups import Groups
@@ -23,9 +24,10 @@ from qemu_usernat.primitives.addresses import Address, format_address, parse_mac
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import difference
 from qemu_usernat.primitives.time import NEVER
-from qemu_usernat.router import EchoRequest, Router
+from qemu_usernat.router import Router
 from qemu_usernat.testing.internet.world import TEST_NETWORKS
 from qemu_usernat.wire.decoder import decode, decode_transport
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import (
     ACK,
     ICMP,
@@ -152,6 +154,7 @@ class ScriptedServer:
     address: Address
     port: int
     network: "ScriptedNetwork"
+    ttl: int
     received: bytearray = field(factory=bytearray)
     takes: int = 1 << 30
     """Octets that the socket's buffer takes before it is full."""
@@ -167,8 +170,8 @@ class ScriptedServer:
         self.flow.on_host_connected(self.network.now)
         self._turn()
 
-    def fails(self, code: int | None = None) -> None:
-        self.flow.on_host_failed(code, self.network.now)
+    def fails(self, refusal: IcmpError | None = None) -> None:
+        self.flow.on_host_failed(refusal, self.network.now)
         self._turn()
 
     def says(self, octets: bytes) -> int:
@@ -223,6 +226,8 @@ class ScriptedSocket:
     mapping: UdpMapping
     network: "ScriptedNetwork"
     sent: list[tuple[bytes, str, int]] = field(factory=list)
+    ways: list[tuple[int, bool]] = field(factory=list)
+    """TTL and DF bit of each."""
     closed: bool = False
 
     def hears(self, payload: bytes, source: str, port: int) -> None:
@@ -230,8 +235,60 @@ class ScriptedSocket:
         self.mapping.on_host_datagram(payload, packed(source), port)
         self.network.end_turn()
 
-    def send(self, payload: Buffer, address: Address, port: int) -> None:
+    def fails(self, error: IcmpError, peer: str, port: int, payload: bytes = b"") -> None:
+        """The network says it against a datagram that began so."""
+        self.mapping.on_host_error(error, packed(peer), port, payload, self.network.now)
+        self.network.end_turn()
+
+    def send(
+        self,
+        payload: Buffer,
+        address: Address,
+        port: int,
+        ttl: int,
+        dont_fragment: bool,
+        now: float,
+    ) -> None:
         self.sent.append((bytes(payload), format_address(address), port))
+        self.ways.append((ttl, dont_fragment))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@define(eq=False)
+class ScriptedEcho:
+    """The host's end of one echo flow."""
+
+    flow: EchoFlow
+    network: "ScriptedNetwork"
+    sent: list[tuple[bytes, str, int]] = field(factory=list)
+    """Payload, destination, sequence number."""
+    ways: list[tuple[int, bool]] = field(factory=list)
+    """TTL and DF bit of each."""
+    closed: bool = False
+
+    def hears(self, payload: bytes, source: str, sequence: int) -> None:
+        """An echo reply comes."""
+        self.flow.on_host_reply(payload, packed(source), sequence)
+        self.network.end_turn()
+
+    def fails(self, error: IcmpError, peer: str, sequence: int, payload: bytes = b"") -> None:
+        """The network says it against a request that began so."""
+        self.flow.on_host_error(error, packed(peer), sequence, payload, self.network.now)
+        self.network.end_turn()
+
+    def send(
+        self,
+        payload: Buffer,
+        address: Address,
+        sequence: int,
+        ttl: int,
+        dont_fragment: bool,
+        now: float,
+    ) -> None:
+        self.sent.append((bytes(payload), format_address(address), sequence))
+        self.ways.append((ttl, dont_fragment))
 
     def close(self) -> None:
         self.closed = True
@@ -247,13 +304,12 @@ class ScriptedHost:
     descriptors: int = 1 << 30
     """How many sockets may still be opened."""
     on_dial: Callable[[ScriptedServer], None] | None = None
-    carries_pings: bool = False
-    pings: list[tuple[EchoRequest, Callable[[Buffer], None]]] = field(factory=list)
-    """Those carried, and how each is answered; the test ends the turn."""
+    carries_pings: bool = True
+    echoes: list[ScriptedEcho] = field(factory=list)
 
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+    def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         self._take_descriptor()
-        server = ScriptedServer(flow, address, port, self.network)
+        server = ScriptedServer(flow, address, port, self.network, ttl)
         self.servers.append(server)
         flow.dial(server)
         if self.on_dial is not None:
@@ -264,10 +320,12 @@ class ScriptedHost:
         socket = mapping.host = ScriptedSocket(mapping, self.network)
         self.sockets.append(socket)
 
-    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
-        if self.carries_pings:
-            self.pings.append((request, reply))
-        return self.carries_pings
+    def open_echo(self, flow: EchoFlow) -> None:
+        if not self.carries_pings:
+            raise PermissionError(1, "Operation not permitted")
+        self._take_descriptor()
+        echo = flow.host = ScriptedEcho(flow, self.network)
+        self.echoes.append(echo)
 
     def _take_descriptor(self) -> None:
         if not self.descriptors:
@@ -571,6 +629,7 @@ class ScriptedNetwork:
         """Neither flows nor mappings nor alarms: whatever began has ended."""
         assert not self.router.connections.flows
         assert not self.router.datagrams.mappings
+        assert not self.router.pings.flows
         assert not self.router.connections._time_waits
         assert len(self.router.alarms) == 0
         assert self.router.deadline() == NEVER

@@ -2,8 +2,9 @@
 
 import pytest
 
-from qemu_usernat.delivery import ETHERNET_MTU, Delivery, TcpWire, UdpWire
+from qemu_usernat.delivery import ETHERNET_MTU, Delivery
 from qemu_usernat.gateway.icmp import ErrorLimiter
+from qemu_usernat.guest_wires import TcpWire, UdpWire
 from qemu_usernat.lan.port import QUEUE_LIMIT, STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.tcp.flow import TcpFlow
@@ -11,6 +12,7 @@ from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
 from qemu_usernat.primitives.addresses import LOOPBACK_IPV4
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.decoder import decode, decode_transport
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import ACK, RST, UDP, Arp, IpPacket, TcpSegment, UdpDatagram
 from tests.scripted_guest import (
     BROADCAST_MAC,
@@ -179,7 +181,8 @@ def test_the_host_s_loopback_is_the_gateway_to_the_guest(room: Room) -> None:
     (packet,) = room.heard(room.port)
     assert packet.source == packed(GATEWAY)
     assert decode_transport(packet) == UdpDatagram(99, 1234, b"hello")
-    wire.unreachable((3, 3, bytes(4)), LOOPBACK_IPV4, LOOPBACK_IPV4, 99, b"hello")
+    error = IcmpError(3, 3, offender=LOOPBACK_IPV4)
+    wire.refuse(error, LOOPBACK_IPV4, 99, b"what the guest has sent", 0.0)
     (packet,) = room.heard(room.port)
     assert packet.source == packed(GATEWAY)
-    assert LOOPBACK_IPV4 not in packet.payload
+    assert packet.payload[8:] == b"what the guest has sent"

@@ -101,58 +101,6 @@ def test_a_ping_of_any_size_comes_back(guest: ScriptedGuest, size: int) -> None:
     assert answer.icmp.payload == payload[:size]
 
 
-def test_a_ping_to_the_world_is_refused_and_not_left_to_wait(
-    network: ScriptedNetwork, guest: ScriptedGuest
-) -> None:
-    """Echo to the outside is not carried: the guest hears so, at once."""
-    guest.sends(guest.ping(SERVER))
-    assert (guest.hears_one().icmp.type, network.counters["icmp.not_carried"]) == (3, 1)
-
-
-def test_a_ping_that_the_world_carries_is_answered_when_the_world_answers(
-    network: ScriptedNetwork, guest: ScriptedGuest
-) -> None:
-    """The world is told whom the guest pings and with what; its answer comes from there."""
-    network.host.carries_pings = True
-    guest.sends(guest.ping(SERVER, b"anybody?", ttl=17))
-    assert guest.hears() == []
-    ((request, reply),) = network.host.pings
-    assert (request.guest, request.destination) == (packed(GUEST), packed(SERVER))
-    assert (request.rest, request.payload, request.ttl) == (b"\x12\x34\0\1", b"anybody?", 17)
-
-    reply(b"me")
-    network.end_turn()
-    answer = guest.hears_one()
-    assert (answer.source, answer.destination) == (SERVER, GUEST)
-    assert (answer.icmp.type, answer.icmp.rest) == (ECHO_REPLY, b"\x12\x34\0\1")
-    assert answer.icmp.payload == b"me"
-    assert network.counters["icmp.not_carried"] == 0
-
-
-def test_a_ping_of_64_kilobytes_reaches_the_world_whole(
-    network: ScriptedNetwork, guest: ScriptedGuest
-) -> None:
-    """What came in fragments is one ping, and so is its answer."""
-    network.host.carries_pings = True
-    payload = bytes(range(256)) * 255
-    guest.sends(*guest.fragments(icmp(8, 0, b"abcd", payload), ICMP, SERVER))
-    ((request, reply),) = network.host.pings
-    assert request.payload == payload
-    reply(request.payload)
-    network.end_turn()
-    assert guest.hears_one().icmp.payload == payload
-
-
-def test_icmp_that_is_no_ping_does_not_reach_the_world(
-    network: ScriptedNetwork, guest: ScriptedGuest
-) -> None:
-    """Only echo requests are asked about: a timestamp request is refused as ever."""
-    network.host.carries_pings = True
-    guest.sends(guest.packet(icmp(13, 0, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
-    assert (guest.hears_one().icmp.type, network.counters["icmp.not_carried"]) == (3, 1)
-    assert network.host.pings == []
-
-
 # -- DHCP
 
 

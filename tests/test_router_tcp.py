@@ -12,7 +12,7 @@ from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.primitives.sequence import difference
-from qemu_usernat.wire.icmp import HOST_UNREACHABLE
+from qemu_usernat.wire.icmp import HOST_UNREACHABLE, unreachable
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TCP, URG
 from tests.scripted_guest import (
     GATEWAY,
@@ -116,7 +116,7 @@ def test_an_unreachable_server_is_told_as_icmp(
     """No route is another thing than refusal: the guest's connect() says which."""
     syn = guest.segment(40000, SERVER, 80, SYN, 1000)
     guest.sends(syn)
-    network.host.servers[0].fails(code)
+    network.host.servers[0].fails(unreachable(code))
     error = guest.hears_one()
     assert (error.source, error.icmp.type, error.icmp.code) == (GATEWAY, 3, code)
     assert error.icmp.payload == syn[14:54]
@@ -512,7 +512,7 @@ def test_what_a_syn_carries_is_not_kept(network: ScriptedNetwork) -> None:
     (server,) = guest.network.host.servers
     syn = server.flow.wire._syn  # type: ignore[attr-defined]
     assert len(syn.header) + len(syn.payload) == 548
-    server.fails(HOST_UNREACHABLE)
+    server.fails(unreachable(HOST_UNREACHABLE))
     assert len(guest.hears_one().icmp.payload) == 548
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from qemu_usernat.datagrams import MAPPINGS_MAXIMUM
 from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME
+from qemu_usernat.wire.icmp import IcmpError
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
@@ -12,7 +13,6 @@ from tests.scripted_guest import (
     SERVER,
     ScriptedGuest,
     ScriptedNetwork,
-    ipv4,
     packed,
     udp,
 )
@@ -162,16 +162,13 @@ def test_a_closed_port_of_a_server_is_told_to_the_guest(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
     """What the host's error queue says is said again, about the guest's own datagram."""
-    guest.sends(guest.datagram(1234, SERVER, 99, b"anybody?"))
+    frame = guest.datagram(1234, SERVER, 99, b"anybody?", ttl=9, identification=4711)
+    guest.sends(frame)
     (socket,) = network.host.sockets
-    router = packed(STRANGER)
-    socket.mapping.on_host_error((3, 3, bytes(4)), router, packed(SERVER), 99, b"anybody?")
-    network.end_turn()
+    socket.fails(IcmpError(3, 3, offender=packed(STRANGER)), SERVER, 99)
     error = guest.hears_one()
     assert (error.source, error.icmp.type, error.icmp.code) == (STRANGER, 3, 3)
-    assert error.icmp.payload == ipv4(
-        GUEST, SERVER, 17, udp(GUEST, 1234, SERVER, 99, b"anybody?"), identification=0
-    )
+    assert error.icmp.payload == frame[14:]
 
 
 def test_an_error_about_what_was_never_sent_is_not_believed(
@@ -180,8 +177,7 @@ def test_an_error_about_what_was_never_sent_is_not_believed(
     """An ICMP error that quotes a datagram to a stranger cannot concern the guest."""
     guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
     (socket,) = network.host.sockets
-    socket.mapping.on_host_error((3, 3, bytes(4)), packed(STRANGER), packed(STRANGER), 99, b"x")
-    network.end_turn()
+    socket.fails(IcmpError(3, 3, offender=packed(STRANGER)), STRANGER, 99, b"x")
     assert guest.hears() == []
 
 
@@ -245,8 +241,7 @@ def test_passt_15c_a_closed_port_of_the_loopback_is_a_closed_port_of_the_gateway
     loopback.sends(loopback.datagram(1234, GATEWAY, 99, b"?"))
     (socket,) = loopback.network.host.sockets
     here = packed("127.0.0.1")
-    socket.mapping.on_host_error((3, 3, bytes(4)), here, here, 99, b"?")
-    loopback.network.end_turn()
+    socket.fails(IcmpError(3, 3, offender=here), "127.0.0.1", 99, b"?")
     error = loopback.hears_one()
     assert error.source == GATEWAY
     assert here not in error.icmp.payload

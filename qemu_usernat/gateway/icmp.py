@@ -5,7 +5,7 @@
 says is the affair of whoever found it.
 """
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from qemu_usernat.primitives.addresses import (
     Address,
@@ -50,16 +50,24 @@ class EchoResponder:
 
 
 @define
+class _Bucket:
+    """Tokens, one for an error: at most `ERRORS_AT_ONCE`, filled with `ERRORS_PER_SECOND`."""
+
+    tokens: float = ERRORS_AT_ONCE
+    filled_at: float = 0.0
+
+
+@define
 class ErrorLimiter:
     """Decides whether an ICMP error may be sent: by what it is about, and by how many there were.
 
-    The rate is a token bucket of `ERRORS_AT_ONCE`, filled with `ERRORS_PER_SECOND`.
-    `subnet_broadcast` is the guest network's directed broadcast address.
+    Each link has a bucket of its own, as each interface of a router has (RFC 1812, 4.3.2.8): what
+    one guest provokes takes nothing from another. `subnet_broadcast` is the guest network's
+    directed broadcast address.
     """
 
     subnet_broadcast: Address
-    _tokens: float = ERRORS_AT_ONCE
-    _filled_at: float = 0.0
+    _buckets: dict[str, _Bucket] = field(factory=dict)
 
     def may_report(self, packet: IpPacket) -> bool:
         """Whether an error about `packet` is allowed at all (RFC 1122, 3.2.2).
@@ -79,15 +87,20 @@ class ErrorLimiter:
             or _is_class_e(packet.source)
         )
 
-    def may_send(self, now: float) -> bool:
-        """Take a token; False if there is none left at this moment (RFC 1812, 4.3.2.8)."""
-        elapsed = max(0.0, now - self._filled_at)
-        self._filled_at = now
-        self._tokens = min(ERRORS_AT_ONCE, self._tokens + elapsed * ERRORS_PER_SECOND)
-        if self._tokens < 1.0:
+    def may_send(self, link: str, now: float) -> bool:
+        """Take a token of `link`; False if there is none left at this moment."""
+        bucket = self._buckets.setdefault(link, _Bucket())
+        elapsed = max(0.0, now - bucket.filled_at)
+        bucket.filled_at = now
+        bucket.tokens = min(ERRORS_AT_ONCE, bucket.tokens + elapsed * ERRORS_PER_SECOND)
+        if bucket.tokens < 1.0:
             return False
-        self._tokens -= 1.0
+        bucket.tokens -= 1.0
         return True
+
+    def forget(self, link: str) -> None:
+        """It is gone."""
+        self._buckets.pop(link, None)
 
     def _is_group(self, address: Address) -> bool:
         return is_multicast_or_broadcast(address) or address == self.subnet_broadcast

@@ -2,6 +2,8 @@
 
 import errno
 
+from qemu_usernat.wire.icmp import IcmpError, unreachable
+
 _CODES = {  # errno of connect(2) or sendto(2) to the code of ICMP destination unreachable
     errno.ENETUNREACH: 0,
     errno.ENETDOWN: 0,
@@ -14,6 +16,8 @@ _CODES = {  # errno of connect(2) or sendto(2) to the code of ICMP destination u
 }
 
 
-def refusal_code(error: int) -> int | None:
-    """The code of ICMP destination unreachable that says this errno; None where none does."""
-    return _CODES.get(error)
+def refusal(error: int) -> IcmpError | None:
+    """The ICMP error that says this errno, as a router without a way would; None where none
+    does."""
+    code = _CODES.get(error)
+    return None if code is None else unreachable(code)

@@ -12,10 +12,12 @@ import sys
 import termios
 from collections.abc import Callable
 
-from qemu_usernat.host.refusals import refusal_code
+from qemu_usernat.host.error_queue import ErrorReader, listen_for_errors
+from qemu_usernat.host.refusals import refusal
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.poller import BUSY, Poller
 from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import Buffer
 
 HANG_UP_READS, READ_SIZE = 64, 256 * 1024
@@ -30,10 +32,15 @@ def dial(
     flow: TcpFlow,
     address: Address,
     port: int,
+    ttl: int,
     poller: Poller,
     touch: Callable[[TcpFlow], None],
+    errors: ErrorReader,
 ) -> None:
-    """Begin to connect `flow` to a server; never blocks. OSError if there is no descriptor."""
+    """Begin to connect `flow` to a server; never blocks. OSError if there is no descriptor.
+
+    `ttl` hops are what the connection has to get there.
+    """
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -42,8 +49,11 @@ def dial(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # Urgent octets are octets of the stream (RFC 6093, 3.1).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+            listen_for_errors(sock)
         result = sock.connect_ex((format_address(address), port))
-        stream = HostTcp(flow, sock, poller, touch)
+        stream = HostTcp(flow, sock, poller, touch, errors)
     except OSError:
         sock.close()
         raise
@@ -51,7 +61,7 @@ def dial(
     if result in (0, errno.EINPROGRESS):
         stream.watch(False, True, flow.opened_at)
     else:
-        flow.on_host_failed(refusal_code(result), flow.opened_at)
+        flow.on_host_failed(refusal(result), flow.opened_at)
 
 
 class HostTcp:
@@ -59,6 +69,7 @@ class HostTcp:
 
     __slots__ = (
         "_connected",
+        "_errors",
         "_flow",
         "_poller",
         "_reading",
@@ -73,8 +84,10 @@ class HostTcp:
         sock: socket.socket,
         poller: Poller,
         touch: Callable[[TcpFlow], None],
+        errors: ErrorReader,
     ) -> None:
         self._flow = flow
+        self._errors = errors
         self._sock: socket.socket | None = sock
         self._poller = poller
         self._touch = touch
@@ -98,13 +111,20 @@ class HostTcp:
             return  # the flow's flush writes
         error = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            self._flow.on_host_failed(refusal_code(error), now)
+            self._flow.on_host_failed(self._refusal(self._sock, error), now)
         elif _has_met_itself(self._sock):
             self.reset()
             self._flow.on_host_failed(None, now)
         else:
+            # From now on an unreachable host is a passing trouble (RFC 1122, 4.2.3.9).
+            listen_for_errors(self._sock, listen=False)
             self._connected = True
             self._flow.on_host_connected(now)
+
+    def _refusal(self, sock: socket.socket, error: int) -> IcmpError | None:
+        """What the network said against our SYN, or the kernel."""
+        told = [said for said, *_ in self._errors.read(sock)]
+        return told[0] if told else refusal(error)
 
     def on_bug(self, now: float) -> None:
         """The flow's guest hears of it as of any other failure."""

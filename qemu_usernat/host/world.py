@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.host import tcp, udp
+from qemu_usernat.host import icmp, tcp, udp
 from qemu_usernat.host.addresses import HostAddresses
+from qemu_usernat.host.error_queue import ErrorReader
 from qemu_usernat.host.resolve import AnswerCallback, SystemResolvers, UpstreamAsker
+from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.policy.tables import Network
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.router import EchoRequest
-from qemu_usernat.wire.packets import Buffer
 
 
 @define(eq=False)
@@ -39,23 +39,27 @@ class SystemWorld:
     _asker: UpstreamAsker = field(init=False)
     _system: SystemResolvers = field(factory=SystemResolvers, init=False)
     _addresses: HostAddresses = field(factory=HostAddresses, init=False)
+    _errors: ErrorReader = field(init=False)
+    _pings: icmp.HostPings = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._asker = UpstreamAsker(self.poller)
+        self._errors = ErrorReader(self._addresses)
+        self._pings = icmp.HostPings(self.poller, self.counters, self._errors)
 
     # -- for the router: a `HostEdge`
 
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+    def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         """Begin to connect; `flow.dial` is called before this returns. OSError: no descriptor."""
-        tcp.dial(flow, address, port, self.poller, self.touch)
+        tcp.dial(flow, address, port, ttl, self.poller, self.touch, self._errors)
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError: no descriptor."""
-        udp.open_udp(mapping, self.poller, self.counters)
+        udp.open_udp(mapping, self.poller, self.counters, self._errors)
 
-    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
-        """No ping is carried yet."""
-        return False
+    def open_echo(self, flow: EchoFlow) -> None:
+        """Set `flow.host`. OSError: the system lets us ping nobody, or no descriptor."""
+        self._pings.open(flow)
 
     def is_of_host(self, address: Address) -> bool:
         """Whether the host has this address."""
@@ -79,6 +83,12 @@ class SystemWorld:
         """No answer is wanted any more."""
         self._asker.forget(token)
 
+    def complaints(self) -> Sequence[str]:
+        """What a person should know of this system."""
+        said = icmp.complaint()
+        return () if said is None else (said,)
+
     def close(self) -> None:
         """Forget every question; flows and mappings are their owners' to close."""
         self._asker.close()
+        self._pings.close()

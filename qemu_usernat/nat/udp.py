@@ -13,10 +13,16 @@ from qemu_usernat.admission import Decision
 from qemu_usernat.primitives.addresses import DNS_PORT, Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MINUTE, SECOND
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import Buffer
 
 IDLE_TIME = 5 * MINUTE  # RFC 4787, REQ-5: 2 minutes at least, 5 recommended
 DNS_IDLE_TIME = 20 * SECOND  # RFC 4787, REQ-5 b: shorter for a port in 0-1023, as DNS is
+HEADS_MAXIMUM = 64
+"""Datagrams of one mapping that can be quoted."""
+QUOTED_PAYLOAD = 32
+"""Bytes kept of a payload, where an error quotes less of it: RFC 792 asks for none beyond the UDP
+header, but tracepath(8) finds its own words again."""
 PEERS_MAXIMUM = 1024
 """Addresses that one mapping lets in; the one written to longest ago is forgotten first."""
 
@@ -24,7 +30,15 @@ PEERS_MAXIMUM = 1024
 class HostDatagrams(Protocol):
     """The mapping's socket on the host."""
 
-    def send(self, payload: Buffer, address: Address, port: int) -> None: ...
+    def send(
+        self,
+        payload: Buffer,
+        address: Address,
+        port: int,
+        ttl: int,
+        dont_fragment: bool,
+        now: float,
+    ) -> None: ...
 
     def close(self) -> None: ...
 
@@ -35,11 +49,9 @@ class GuestDatagrams(Protocol):
     def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
         """A datagram from `source`, in addresses of the host's world."""
 
-    def unreachable(
-        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
-    ) -> None:
-        """An ICMP (type, code, rest) from `offender` about `sent`, the beginning of what this
-        guest sent to `peer`; addresses of the host's world."""
+    def refuse(self, error: IcmpError, peer: Address, port: int, quoted: bytes, now: float) -> None:
+        """An error about the datagram `quoted`, from its IP header on, which was for `peer`, of
+        the host's world."""
 
 
 @define(eq=False)
@@ -56,13 +68,18 @@ class UdpMapping:
     """Whether only the very port that was written to may answer."""
     _peers: dict[Address, None] = field(factory=dict)
     """Addresses written to; the one written to last is the last."""
+    _heads: dict[tuple[Address, int], bytes] = field(factory=dict)
+    """How the last datagram to each address and port began, for errors that quote it."""
     _admitted: dict[tuple[Address, int], Decision] = field(factory=dict)
     """Address and port, of the host's world, and what the policy said of it."""
 
-    def on_guest_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
+    def on_guest_datagram(
+        self, payload: Buffer, address: Address, port: int, head: bytes, now: float
+    ) -> None:
         """The guest sends to `address`, already one of the host's world.
 
-        Only what goes out keeps the mapping alive (RFC 4787, REQ-6).
+        `head` is the beginning of its packet: the headers, and of the payload what there is of
+        `QUOTED_PAYLOAD`. Only what goes out keeps the mapping alive (RFC 4787, REQ-6).
         """
         self.sent_at = now
         if port != DNS_PORT:
@@ -72,7 +89,12 @@ class UdpMapping:
         elif len(self._peers) >= PEERS_MAXIMUM:
             del self._peers[next(iter(self._peers))]
         self._peers[address] = None
-        self.host.send(payload, address, port)
+        heads, where = self._heads, (address, port)
+        if len(heads) >= HEADS_MAXIMUM and where not in heads:
+            del heads[next(iter(heads))]
+        heads[where] = head
+        # One hop is ours (RFC 1812, 5.3.1); the DF bit is the guest's to set (RFC 1191, 3).
+        self.host.send(payload, address, port, head[8] - 1, bool(head[6] & 0x40), now)
 
     def has_written_to(self, address: Address) -> bool:
         """Whether the guest has written to `address`, one of the host's world, from here."""
@@ -106,11 +128,15 @@ class UdpMapping:
             self.counters.count("udp.filtered")
 
     def on_host_error(
-        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
+        self, error: IcmpError, peer: Address, port: int, payload: bytes, now: float
     ) -> None:
-        """The host's network reports an ICMP error about a datagram of this mapping."""
-        if peer in self._peers:
-            self.guest.unreachable(icmp, offender, peer, port, sent)
+        """The host's network reports an error about a datagram to `peer`, which began with
+        `payload`, as far as the error quotes it."""
+        head = self._heads.get((peer, port))
+        if peer in self._peers and head is not None:
+            headers = 4 * (head[0] & 0xF) + 8
+            quoted = head[:headers] + max(payload, head[headers:], key=len)
+            self.guest.refuse(error, peer, port, quoted, now)
 
     def deadline(self) -> float:
         """When the mapping has been idle for too long."""

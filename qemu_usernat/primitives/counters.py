@@ -59,6 +59,12 @@ MEANINGS = {
     "icmp.bad_checksum": "An ICMP message whose checksum is wrong.",
     "icmp.ignored": "A message to the gateway that is no echo request.",
     "icmp.not_carried": "ICMP to the outside that what is there does not carry: refused.",
+    "icmp.no_socket": "A ping that was refused, as the system gave no socket for it.",
+    "icmp.flow_gave_way": "Pings given up for newer ones, as there are as many as there may be.",
+    "icmp.unsolicited": "A reply or an error from outside to nothing that a guest had asked.",
+    "icmp.damaged_reply": "A reply from outside whose length or checksum is wrong.",
+    "icmp.send_failed": "A ping dropped, as the host did not take it.",
+    "icmp.send_unreachable": "A ping that the host has no way for: the guest is told.",
     "icmp.error_limited": "An ICMP error that was not sent, as too many were before it.",
     # UDP
     "udp.too_short": "A datagram below 8 bytes.",
@@ -71,6 +77,7 @@ MEANINGS = {
     "udp.no_descriptor": "A mapping refused, as the host gave no socket.",
     "udp.send_full": "A datagram dropped, as the host's socket was full.",
     "udp.send_unreachable": "A datagram that the host has no way for: the guest is told.",
+    "udp.send_too_large": "A datagram with the DF bit for a narrower path: its guest is told.",
     "udp.send_failed": "A datagram that the host refused to send for another reason.",
     # TCP
     "tcp.too_short": "A segment below 20 bytes.",

@@ -40,12 +40,12 @@ from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
 from qemu_usernat.testing.nurseries import helpers
+from qemu_usernat.testing.recording import RecordingWorld
 from qemu_usernat.testing.records import (
     FLOW_FIELDS,
     QUERY_FIELDS,
     VERDICT_FIELDS,
     FlowRecord,
-    RecordingWorld,
     Records,
     Verdict,
 )

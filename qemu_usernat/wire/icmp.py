@@ -2,6 +2,9 @@
 
 from struct import Struct
 
+from attrs import frozen
+
+from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.wire.checksum import checksum, partial
 from qemu_usernat.wire.packets import Buffer
 
@@ -27,7 +30,35 @@ REASSEMBLY_TIME_EXCEEDED = 1
 
 QUOTE_MAXIMUM = 548  # bytes: the error's packet is at most 576 (RFC 1812, 4.3.2.3)
 
+UNUSED = bytes(4)
+"""The second word of an error that has no use for it (RFC 792)."""
+
 _HEADER = Struct(">BBH4s")
+
+
+@frozen
+class IcmpError:
+    """What an ICMP error says, but for the packet that it quotes.
+
+    `rest` is the word after the checksum: the next hop's MTU stands there (RFC 1191, 4). `offender`
+    is who says it, of the host's world; None is the gateway, and the host behind it.
+    """
+
+    type: int
+    code: int
+    rest: bytes = UNUSED
+    offender: Address | None = None
+
+
+def unreachable(code: int) -> IcmpError:
+    """The gateway says: destination unreachable."""
+    return IcmpError(DESTINATION_UNREACHABLE, code)
+
+
+def too_large(mtu: int, offender: Address | None = None) -> IcmpError:
+    """Fragmentation needed, and that was forbidden; `mtu` in bytes (RFC 1191, 4)."""
+    rest = min(mtu, 0xFFFF).to_bytes(4, "big")
+    return IcmpError(DESTINATION_UNREACHABLE, FRAGMENTATION_NEEDED, rest, offender)
 
 
 def icmp_message(type: int, code: int, rest: bytes, payload: Buffer) -> bytes:  # noqa: A002

@@ -97,14 +97,23 @@ def test_no_error_to_a_source_that_is_not_one_host(limiter: ErrorLimiter, source
 
 def test_a_burst_is_allowed_and_a_flood_is_not(limiter: ErrorLimiter) -> None:
     """A port scan gets its first errors at once, then the sustained rate and no more."""
-    at_once = sum(limiter.may_send(100.0) for _ in range(1000))
+    at_once = sum(limiter.may_send("link", 100.0) for _ in range(1000))
     assert at_once == ERRORS_AT_ONCE
-    flood = sum(limiter.may_send(100.0 + n / 100_000) for n in range(1, 100_001))
+    flood = sum(limiter.may_send("link", 100.0 + n / 100_000) for n in range(1, 100_001))
     assert flood == pytest.approx(ERRORS_PER_SECOND, abs=2)
 
 
 def test_quiet_time_fills_the_bucket_but_never_beyond_a_burst(limiter: ErrorLimiter) -> None:
     """After an hour of silence there is one burst again, not an hour's worth."""
-    while limiter.may_send(0.0):
+    while limiter.may_send("link", 0.0):
         pass
-    assert sum(limiter.may_send(3600.0) for _ in range(1000)) == ERRORS_AT_ONCE
+    assert sum(limiter.may_send("link", 3600.0) for _ in range(1000)) == ERRORS_AT_ONCE
+
+
+def test_one_guest_s_flood_takes_nothing_from_another(limiter: ErrorLimiter) -> None:
+    """Each link has its own share, as each interface of a router has."""
+    while limiter.may_send("loud", 0.0):
+        pass
+    assert limiter.may_send("quiet", 0.0)
+    limiter.forget("loud")
+    assert limiter.may_send("loud", 0.0)

@@ -8,12 +8,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from qemu_usernat.host import tcp, udp
+from qemu_usernat.host.addresses import HostAddresses
+from qemu_usernat.host.error_queue import ErrorReader
+from qemu_usernat.host.icmp import HostPings
+from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
-from qemu_usernat.router import EchoRequest
-from qemu_usernat.wire.packets import ACK, Buffer
+from qemu_usernat.wire.packets import ACK
 from tests.scripted_guest import ScriptedConnection, ScriptedGuest, ScriptedNetwork, packed
 
 WAIT = 5.0
@@ -29,20 +32,23 @@ class LoopbackRoom:
         self.network = ScriptedNetwork(host_loopback=True, **settings)
         self.network.router.edge = self.network.router.connections.edge = self
         self.network.router.datagrams.open_udp = self.open_udp
+        self.network.router.pings.open_echo = self.open_echo
         self.counters = self.network.counters
+        self.errors = ErrorReader(HostAddresses(clock=lambda: self.network.now))
+        self.pings = HostPings(self.poller, self.counters, self.errors)
         self.guest: ScriptedGuest = self.network.guest()
 
     # HostEdge
 
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+    def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         assert address == packed("127.0.0.1")
-        tcp.dial(flow, address, port, self.poller, self.network.router.touch)
+        tcp.dial(flow, address, port, ttl, self.poller, self.network.router.touch, self.errors)
 
     def open_udp(self, mapping: UdpMapping) -> None:
-        udp.open_udp(mapping, self.poller, self.counters)
+        udp.open_udp(mapping, self.poller, self.counters, self.errors)
 
-    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
-        return False
+    def open_echo(self, flow: EchoFlow) -> None:
+        self.pings.open(flow)
 
     # turns
 
@@ -95,6 +101,7 @@ class LoopbackRoom:
 
     def close(self) -> None:
         self.network.router.close()
+        self.pings.close()
         self.stack.close()
         self.poller.close()
 

@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from qemu_usernat.host.refusals import refusal_code
+from qemu_usernat.host.refusals import refusal
+from qemu_usernat.wire.icmp import unreachable
 
 
 @pytest.mark.parametrize(
@@ -21,4 +22,4 @@ from qemu_usernat.host.refusals import refusal_code
 )
 def test_each_failure_is_said_in_icmp_s_words(error: int, code: int | None) -> None:
     """Refusal is a reset; no route, no host and a firewall have codes of their own."""
-    assert refusal_code(error) == code
+    assert refusal(error) == (None if code is None else unreachable(code))

@@ -2,15 +2,25 @@
 
 from attrs import define, field
 
-from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME, PEERS_MAXIMUM, UdpMapping
+from qemu_usernat.nat.udp import (
+    DNS_IDLE_TIME,
+    HEADS_MAXIMUM,
+    IDLE_TIME,
+    PEERS_MAXIMUM,
+    QUOTED_PAYLOAD,
+    UdpMapping,
+)
 from qemu_usernat.primitives.addresses import Address, parse_address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import Buffer
+from tests.scripted_guest import ipv4, udp
 
 GUEST = (parse_address("10.0.2.15"), 1234)
 SERVER = parse_address("198.51.100.7")
 STRANGER = parse_address("203.0.113.9")
-PORT_UNREACHABLE = (3, 3, bytes(4))
+PORT_UNREACHABLE = IcmpError(3, 3, offender=STRANGER)
+HEAD = ipv4("10.0.2.15", "198.51.100.7", 17, udp("10.0.2.15", 1234, "198.51.100.7", 99, b"hello"))
 
 
 @define
@@ -18,9 +28,20 @@ class Ends:
     """Both sinks of a mapping, as a list of what was said."""
 
     said: list[tuple[object, ...]] = field(factory=list)
+    ways: list[tuple[int, bool]] = field(factory=list)
+    """TTL and DF bit of what was sent."""
 
-    def send(self, payload: Buffer, address: Address, port: int) -> None:
+    def send(
+        self,
+        payload: Buffer,
+        address: Address,
+        port: int,
+        ttl: int,
+        dont_fragment: bool,
+        now: float,
+    ) -> None:
         self.said.append(("host", bytes(payload), address, port))
+        self.ways.append((ttl, dont_fragment))
 
     def close(self) -> None:
         self.said.append(("closed",))
@@ -28,10 +49,8 @@ class Ends:
     def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
         self.said.append(("guest", bytes(payload), source, source_port))
 
-    def unreachable(
-        self, icmp: tuple[int, int, bytes], offender: Address, peer: Address, port: int, sent: bytes
-    ) -> None:
-        self.said.append(("unreachable", icmp, offender, peer, port, sent))
+    def refuse(self, error: IcmpError, peer: Address, port: int, quoted: bytes, now: float) -> None:
+        self.said.append(("refused", error, peer, port, quoted))
 
 
 def new_mapping() -> tuple[UdpMapping, Ends]:
@@ -44,8 +63,8 @@ def new_mapping() -> tuple[UdpMapping, Ends]:
 def test_what_the_guest_sends_goes_out_as_it_is() -> None:
     """Payload, address and port are the host's to send; an empty datagram is one too."""
     mapping, ends = new_mapping()
-    mapping.on_guest_datagram(memoryview(b"hello"), SERVER, 99, 100.0)
-    mapping.on_guest_datagram(b"", SERVER, 98, 100.0)
+    mapping.on_guest_datagram(memoryview(b"hello"), SERVER, 99, HEAD, 100.0)
+    mapping.on_guest_datagram(b"", SERVER, 98, HEAD, 100.0)
     assert ends.said == [("host", b"hello", SERVER, 99), ("host", b"", SERVER, 98)]
 
 
@@ -53,7 +72,7 @@ def test_only_peers_are_let_in() -> None:
     """Who was written to may answer, from any port; others are filtered and counted."""
     mapping, ends = new_mapping()
     mapping.on_host_datagram(b"early", SERVER, 99)
-    mapping.on_guest_datagram(b"hello", SERVER, 99, 100.0)
+    mapping.on_guest_datagram(b"hello", SERVER, 99, HEAD, 100.0)
     mapping.on_host_datagram(b"answer", SERVER, 77)
     mapping.on_host_datagram(b"spam", STRANGER, 99)
     assert ends.said[1:] == [("guest", b"answer", SERVER, 77)]
@@ -63,16 +82,52 @@ def test_only_peers_are_let_in() -> None:
 def test_only_errors_about_peers_are_passed_on() -> None:
     """The offender may be anybody on the way; the peer must be one of ours."""
     mapping, ends = new_mapping()
-    mapping.on_guest_datagram(b"hello", SERVER, 99, 100.0)
-    mapping.on_host_error(PORT_UNREACHABLE, STRANGER, STRANGER, 99, b"hello")
-    mapping.on_host_error(PORT_UNREACHABLE, STRANGER, SERVER, 99, b"hello")
-    assert ends.said[1:] == [("unreachable", PORT_UNREACHABLE, STRANGER, SERVER, 99, b"hello")]
+    mapping.on_guest_datagram(b"hello", SERVER, 99, HEAD, 100.0)
+    mapping.on_host_error(PORT_UNREACHABLE, STRANGER, 99, b"hello", 100.0)
+    mapping.on_host_error(PORT_UNREACHABLE, SERVER, 98, b"hello", 100.0)
+    mapping.on_host_error(PORT_UNREACHABLE, SERVER, 99, b"hello", 100.0)
+    assert ends.said[1:] == [("refused", PORT_UNREACHABLE, SERVER, 99, HEAD)]
+
+
+def test_an_error_quotes_what_the_guest_has_sent() -> None:
+    """The packet as it was, options included, and as much of it as the error quotes or is kept."""
+    mapping, ends = new_mapping()
+    payload = bytes(range(200))
+    datagram = udp("10.0.2.15", 1234, "198.51.100.7", 99, payload)
+    packet = ipv4("10.0.2.15", "198.51.100.7", 17, datagram, options=bytes([1] * 4))
+    head = packet[: 24 + 8 + QUOTED_PAYLOAD]
+    mapping.on_guest_datagram(payload, SERVER, 99, head, 100.0)
+    for quoted in (b"", payload[:4], payload[:100], payload):
+        mapping.on_host_error(PORT_UNREACHABLE, SERVER, 99, quoted, 100.0)
+    kept = [len(said[4]) - 32 for said in ends.said[1:]]  # type: ignore[arg-type]
+    assert kept == [QUOTED_PAYLOAD, QUOTED_PAYLOAD, 100, 200]
+    assert all(packet.startswith(said[4]) for said in ends.said[1:])  # type: ignore[arg-type]
+
+
+def test_datagrams_to_be_quoted_are_bounded() -> None:
+    """A port that writes to the whole world remembers how the last few dozen began."""
+    mapping, ends = new_mapping()
+    for port in range(HEADS_MAXIMUM + 1):
+        mapping.on_guest_datagram(b"x", SERVER, port, HEAD, 100.0)
+    ends.said.clear()
+    for port in (0, 1, HEADS_MAXIMUM):
+        mapping.on_host_error(PORT_UNREACHABLE, SERVER, port, b"x", 100.0)
+    assert [said[3] for said in ends.said] == [1, HEADS_MAXIMUM]
+
+
+def test_hops_and_the_df_bit_are_carried() -> None:
+    """One hop is ours; whether a datagram may be cut is the guest's to say."""
+    mapping, ends = new_mapping()
+    for ttl, fragment in ((64, 0), (2, 0x4000), (255, 0x4000)):
+        head = ipv4("10.0.2.15", "198.51.100.7", 17, HEAD[20:], ttl=ttl, fragment=fragment)
+        mapping.on_guest_datagram(b"hello", SERVER, 99, head, 100.0)
+    assert ends.ways == [(63, False), (1, True), (254, True)]
 
 
 def test_the_guest_alone_keeps_a_mapping_alive() -> None:
     """RFC 4787, REQ-6: inbound traffic must not hold a port open for ever."""
     mapping, _ = new_mapping()
-    mapping.on_guest_datagram(b"x", SERVER, 99, 200.0)
+    mapping.on_guest_datagram(b"x", SERVER, 99, HEAD, 200.0)
     mapping.on_host_datagram(b"y", SERVER, 99)
     assert mapping.deadline() == 200.0 + IDLE_TIME
     assert not mapping.expired(200.0 + IDLE_TIME - 0.001)
@@ -82,10 +137,10 @@ def test_the_guest_alone_keeps_a_mapping_alive() -> None:
 def test_a_mapping_for_dns_alone_is_short() -> None:
     """Until anything else is sent from the port; then it lives as long as every other."""
     mapping, _ = new_mapping()
-    mapping.on_guest_datagram(b"?", SERVER, 53, 100.0)
+    mapping.on_guest_datagram(b"?", SERVER, 53, HEAD, 100.0)
     assert mapping.deadline() == 100.0 + DNS_IDLE_TIME
-    mapping.on_guest_datagram(b"x", SERVER, 99, 100.0)
-    mapping.on_guest_datagram(b"?", SERVER, 53, 100.0)
+    mapping.on_guest_datagram(b"x", SERVER, 99, HEAD, 100.0)
+    mapping.on_guest_datagram(b"?", SERVER, 53, HEAD, 100.0)
     assert mapping.deadline() == 100.0 + IDLE_TIME
 
 
@@ -93,7 +148,7 @@ def test_peers_are_bounded() -> None:
     """A port that writes to the whole world remembers the newest thousand of it."""
     mapping, _ = new_mapping()
     for number in range(PEERS_MAXIMUM + 1):
-        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
+        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, HEAD, 100.0)
     assert not mapping.has_written_to(bytes(4))
     assert mapping.has_written_to((1).to_bytes(4, "big"))
     assert mapping.has_written_to(PEERS_MAXIMUM.to_bytes(4, "big"))
@@ -103,6 +158,6 @@ def test_a_busy_peer_is_not_forgotten_for_new_ones() -> None:
     """The address written to longest ago gives way, not the one talked to all the time."""
     mapping, _ = new_mapping()
     for number in range(2 * PEERS_MAXIMUM):
-        mapping.on_guest_datagram(b"x", SERVER, 99, 100.0)
-        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, 100.0)
+        mapping.on_guest_datagram(b"x", SERVER, 99, HEAD, 100.0)
+        mapping.on_guest_datagram(b"x", number.to_bytes(4, "big"), 99, HEAD, 100.0)
     assert mapping.has_written_to(SERVER)

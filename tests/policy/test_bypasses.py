@@ -219,7 +219,7 @@ def test_only_who_was_written_to_may_answer() -> None:
         def deliver(self, payload: object, source: bytes, source_port: int) -> None:
             self.heard.append(source_port)
 
-        def unreachable(self, *_: object) -> None: ...
+        def refuse(self, *_: object) -> None: ...
 
         def send(self, *_: object) -> None: ...
 
@@ -231,7 +231,7 @@ def test_only_who_was_written_to_may_answer() -> None:
         mapping = UdpMapping((parse_address("10.0.2.15"), 4000), end, Counters(), 0.0)
         mapping.host, mapping.filters_ports = end, filters
         mapping.admit(site, 7, None)  # type: ignore[arg-type]
-        mapping.on_guest_datagram(b"x", site, 7, 0.0)
+        mapping.on_guest_datagram(b"x", site, 7, bytes(28), 0.0)
         for port in (7, 8):
             mapping.on_host_datagram(b"x", site, port)
         assert end.heard == heard

@@ -29,6 +29,7 @@ from qemu_usernat.nat.tcp.states import (
 )
 from qemu_usernat.primitives.errors import InternalError
 from qemu_usernat.primitives.time import NEVER, SECOND
+from qemu_usernat.wire.icmp import HOST_UNREACHABLE, IcmpError, unreachable
 from qemu_usernat.wire.packets import ACK, RST, Buffer
 
 CONNECT_TIMEOUT = 60 * SECOND
@@ -37,7 +38,6 @@ CONNECT_TIMEOUT = 60 * SECOND
 SYN_RETRANSMISSIONS = 7
 """1 + 2 + … + 60 + 60 s: the three minutes that RFC 9293, 3.8.3 (MUST-23) asks for a SYN."""
 
-HOST_UNREACHABLE = 1  # ICMP code of destination unreachable (RFC 792)
 
 _RECEIVING = frozenset({GuestState.ESTABLISHED, GuestState.CLOSE_WAIT})
 """States in which the guest takes octets from us."""
@@ -58,7 +58,7 @@ class TcpFlow(GuestHalf):
     """What the policy said of it; None of a flow that nobody asked about."""
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
-    _refusal_code: int | None = None
+    _refusal: IcmpError | None = None
 
     @property
     def finished(self) -> bool:
@@ -93,14 +93,14 @@ class TcpFlow(GuestHalf):
         """The connection to the server is open."""
         self._move_host(HostEvent.CONNECTED)
 
-    def on_host_failed(self, code: int | None, now: float) -> None:
+    def on_host_failed(self, refusal: IcmpError | None, now: float) -> None:
         """The connection failed, before or after it was open.
 
-        `code` is the ICMP code of destination unreachable that says it to a guest that is
-        still waiting for its SYN,ACK; None where a reset does.
+        `refusal` says it to a guest that is still waiting for its SYN,ACK; None where a reset
+        does.
         """
         if self.host_state in HOST_HOLDS_SOCKET or self.host_state is HostState.IDLE:
-            self._refusal_code = code
+            self._refusal = refusal
             self._move_host(HostEvent.FAILED)
 
     def room(self) -> int:
@@ -212,13 +212,13 @@ class TcpFlow(GuestHalf):
             self._move_host(HostEvent.SHUT)
 
     def _refuse_syn(self, now: float) -> None:
-        if self._refusal_code is None:
+        if self._refusal is None:
             # RST,ACK, for a guest in SYN-SENT ignores a bare RST (RFC 9293, 3.10.7.3).
             self.counters.count("tcp.refused")
             self.wire.send(0, self.receiver.next_sequence, RST | ACK, 0)
         else:
             self.counters.count("tcp.unreachable")
-            self.wire.refuse(self._refusal_code, now)
+            self.wire.refuse(self._refusal, now)
         self._move_guest(GuestEvent.ABORTED)
 
     def _abort(self) -> None:
@@ -255,7 +255,7 @@ class TcpFlow(GuestHalf):
         if state is GuestState.SYN_HELD:
             if now >= self.opened_at + CONNECT_TIMEOUT:
                 self.counters.count("tcp.connect_timeout")
-                self.on_host_failed(HOST_UNREACHABLE, now)
+                self.on_host_failed(unreachable(HOST_UNREACHABLE), now)
         elif state is GuestState.TIME_WAIT:
             if now >= self._time_wait_until:
                 self._move_guest(GuestEvent.TIME_WAIT_OVER)

@@ -5,6 +5,7 @@ Whoever carries segments or octets for a flow has one of these shapes; a test's 
 
 from typing import Protocol
 
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import Buffer
 
 
@@ -32,8 +33,8 @@ class GuestWire(Protocol):
     ) -> None:
         """`payload` in segments of `size` octets; `flags` are the last one's."""
 
-    def refuse(self, code: int, now: float) -> None:
-        """ICMP destination unreachable with `code`, quoting the guest's SYN."""
+    def refuse(self, error: IcmpError, now: float) -> None:
+        """An ICMP error that quotes the guest's SYN."""
 
     def stalled(self) -> bool:
         """Whether the guest's link takes no more for now; it will tell the owner when it does."""

@@ -22,6 +22,7 @@ from qemu_usernat.testing.fake_guest.ports import Ports
 from qemu_usernat.testing.fake_guest.stack import Stack
 from qemu_usernat.testing.fake_guest.stream import Socket, TcpStream
 from qemu_usernat.wire.emit import SegmentTemplate
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, TCP, Buffer, IpPacket, TcpSegment
 
 _OPENING = frozenset({GuestState.SYN_SENT, GuestState.SYN_RECEIVED})
@@ -66,7 +67,7 @@ class _Line:
             link.outbox, sequence, acknowledgment, flags, window, payload, size
         )
 
-    def refuse(self, code: int, now: float) -> None:
+    def refuse(self, error: IcmpError, now: float) -> None:
         """A guest sends no ICMP error about a SYN."""
 
     def stalled(self) -> bool:

@@ -11,13 +11,19 @@ from typing import Any
 import trio
 
 from qemu_usernat.nat.udp import UdpMapping
-from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
+from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.hosts import InternetHost, Service
 from qemu_usernat.testing.internet.records import Connection, HandlerFailure
 from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import CLOSED, NO_ANSWER, REFUSED
-from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, HOST_UNREACHABLE, PORT_UNREACHABLE
+from qemu_usernat.wire.icmp import (
+    DESTINATION_UNREACHABLE,
+    HOST_UNREACHABLE,
+    PORT_UNREACHABLE,
+    IcmpError,
+    unreachable,
+)
 from qemu_usernat.wire.packets import Buffer
 
 PAYLOAD_MAXIMUM = 65507  # bytes of one datagram over IPv4
@@ -40,7 +46,15 @@ class HostSocket:
 
     # -- for the mapping, within turns
 
-    def send(self, payload: Buffer, address: Address, port: int) -> None:
+    def send(
+        self,
+        payload: Buffer,
+        address: Address,
+        port: int,
+        ttl: int,
+        dont_fragment: bool,
+        now: float,
+    ) -> None:
         """A datagram of the guest."""
         stage, sent = self._stage, bytes(payload)
         host = stage.hosts.get(address)
@@ -90,10 +104,11 @@ class HostSocket:
         return known
 
     def _unreachable(self, sent: bytes, address: Address, port: int, known: bool) -> None:
-        code, offender = (PORT_UNREACHABLE, address) if known else (HOST_UNREACHABLE, LOOPBACK_IPV4)
+        error = unreachable(HOST_UNREACHABLE)
+        if known:
+            error = IcmpError(DESTINATION_UNREACHABLE, PORT_UNREACHABLE, offender=address)
         if not self._closed:
-            icmp = DESTINATION_UNREACHABLE, code, bytes(4)
-            self._mapping.on_host_error(icmp, offender, address, port, sent)
+            self._mapping.on_host_error(error, address, port, sent, trio.current_time())
 
     # -- at the host, outside of turns
 

@@ -4,7 +4,7 @@ It joins what the router and the name server ask to what the test has defined. W
 defined is refused at once, and noted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from ipaddress import ip_network
 from typing import cast
@@ -15,6 +15,7 @@ from qemu_usernat.admission import Guest
 from qemu_usernat.app import Server
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.policy.judge import FlowRequest
@@ -25,14 +26,13 @@ from qemu_usernat.primitives.addresses import (
     format_address,
     is_multicast_or_broadcast,
 )
-from qemu_usernat.router import EchoRequest
 from qemu_usernat.testing.internet.datagrams import HostSocket
+from qemu_usernat.testing.internet.echo import EchoHost
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.hosts import Service, StreamHandler
 from qemu_usernat.testing.internet.records import HandlerFailure, Peer, Unexpected
 from qemu_usernat.testing.internet.stage import Stage
 from qemu_usernat.testing.internet.streams import NETWORK_ENDED, HostConnection, HostStream
-from qemu_usernat.wire.packets import Buffer
 
 TEST_NETWORKS: tuple[Network, ...] = tuple(
     map(ip_network, ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15"))
@@ -58,7 +58,7 @@ class InternetWorld:
 
     # -- connections and datagrams: a `HostEdge`
 
-    def dial(self, flow: TcpFlow, address: Address, port: int) -> None:
+    def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         """Somebody calls `address`. OSError while the internet does not run."""
         stage, now = self._stage, trio.current_time()
         if stage.nursery is None:
@@ -107,29 +107,12 @@ class InternetWorld:
         self._source(*mapping.key)
         mapping.host = HostSocket(mapping, self._stage, self._end_turn)
 
-    def echo(self, request: EchoRequest, reply: Callable[[Buffer], None]) -> bool:
-        """Answer a ping; False where nobody is."""
-        stage = self._stage
-        host = stage.hosts.get(request.destination)
-        if stage.nursery is None:
-            return False
-        if host is None:
-            source = self._source(request.guest, 0)
-            stage.on_unexpected("ping", request.destination, None, source)
-            return False
-        if host.is_silent():
-            return True
-        octets, chance, line = len(request.payload), host.ping_chance, host.to_guest
-
-        def answer() -> None:
-            reply(request.payload)
-            self._end_turn()
-
-        def arrive() -> None:
-            line.carry(stage.timeline, chance, octets, answer)
-
-        host.from_guest.carry(stage.timeline, chance, octets, arrive)
-        return True
+    def open_echo(self, flow: EchoFlow) -> None:
+        """Set `flow.host`. OSError while the internet does not run."""
+        if self._stage.nursery is None:
+            raise OSError("the internet does not run")
+        self._source(*flow.key)
+        flow.host = EchoHost(flow, self._stage, self._end_turn)
 
     # -- what never came here
 
@@ -211,6 +194,10 @@ class InternetWorld:
 
     def forget(self, token: int) -> None:
         """One that comes all the same does no harm."""
+
+    def complaints(self) -> Sequence[str]:
+        """All works, in a test."""
+        return ()
 
     def close(self) -> None:
         """The server ends."""

@@ -20,6 +20,7 @@ from qemu_usernat.primitives.addresses import FlowKey
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.primitives.time import NEVER
+from qemu_usernat.wire.icmp import IcmpError, unreachable
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, Buffer, TcpSegment
 from qemu_usernat.wire.tcp_options import selective_edges
 
@@ -136,8 +137,8 @@ class Line:
         )
         self.edge = max(self.edge, edge)
 
-    def refuse(self, code: int, now: float) -> None:
-        self.refusals.append(code)
+    def refuse(self, error: IcmpError, now: float) -> None:
+        self.refusals.append(error.code)
 
     def stalled(self) -> bool:
         return self.is_stalled
@@ -452,7 +453,8 @@ class Host:
     def fails(self, code: int | None = None) -> None:
         """connect(2) fails, or the socket reports an error."""
         with self._talk.turn():
-            self._talk.flow.on_host_failed(code, self._talk.now)
+            refusal = None if code is None else unreachable(code)
+            self._talk.flow.on_host_failed(refusal, self._talk.now)
 
     def says(self, octets: bytes) -> None:
         with self._talk.turn():

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from qemu_usernat.nat.tcp.congestion import CONTROLS
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.primitives.sequence import MODULUS
+from qemu_usernat.wire.icmp import unreachable
 from qemu_usernat.wire.packets import FIN, PSH
 from tests.nat.tcp.ends import START, End
 from tests.nat.tcp.machinery import CALLS, FROM_GUEST, FROM_HOST, ROUND_TRIP
@@ -120,7 +121,8 @@ class TwinMachine(RuleBasedStateMachine):
         end = self.ends[1]
         if not self.peaceful and end.flow is not None and end.is_dialling:
             end.given_up = True
-            end.flow.on_host_failed(code, self.now + end.clock)
+            refusal = None if code is None else unreachable(code)
+            end.flow.on_host_failed(refusal, self.now + end.clock)
             end.ends_turn(self.now)
 
     @rule(index=ENDS, size=SIZES)

@@ -35,6 +35,7 @@ from qemu_usernat.nat.tcp.receiver import WINDOW_SCALE
 from qemu_usernat.nat.tcp.states import HostState
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import MODULUS, add
+from qemu_usernat.wire.icmp import unreachable
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 from tests.nat.tcp.conversation import KEY, SECRET, Segment
 from tests.nat.tcp.guest_model import GUEST_TIMEOUT, Guest
@@ -219,7 +220,7 @@ class TcpMachine(RuleBasedStateMachine):
     def the_server_refuses(self, code: int | None) -> None:
         """A guest that waits for its SYN,ACK hears of it by a reset, or by ICMP (RFC 1122)."""
         self.given_up = True
-        self.flow.on_host_failed(code, self.now)
+        self.flow.on_host_failed(None if code is None else unreachable(code), self.now)
         self.end_turn()
         self.guest.reset = self.guest.reset or bool(self.line.refusals)
 

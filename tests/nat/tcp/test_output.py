@@ -10,6 +10,7 @@ from qemu_usernat.nat.tcp.sender import Sender
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import MODULUS, add
 from qemu_usernat.primitives.time import NEVER
+from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, Buffer
 from qemu_usernat.wire.tcp_options import selective_edges
 
@@ -46,7 +47,7 @@ class Wire:
     ) -> None:
         self.sent.append((sequence, acknowledgment, flags, window, bytes(payload), b"", size))
 
-    def refuse(self, code: int, now: float) -> None:
+    def refuse(self, error: IcmpError, now: float) -> None:
         raise AssertionError("nothing is refused here")
 
     def stalled(self) -> bool:

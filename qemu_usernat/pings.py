@@ -1,0 +1,142 @@
+"""ICMP between the guests and the host's world: which flow a ping takes, and who opens one.
+
+It owns the table of echo flows, its bounds, and what a guest is told that gets none; and what
+guests say against packets of ours. Those who ping the gateway itself are for `services`.
+"""
+
+from collections.abc import Callable
+
+from attrs import define, field
+
+from qemu_usernat.admission import Admission
+from qemu_usernat.delivery import Delivery
+from qemu_usernat.guest_wires import EchoWire
+from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.echo import EchoFlow
+from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.primitives.addresses import Address, MacAddress
+from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, ECHO_REQUEST
+from qemu_usernat.wire.packets import IcmpMessage, IpPacket
+
+FLOWS_MAXIMUM = 1024
+"""Echo flows of one network, each with a descriptor; then the one idle for longest gives way."""
+
+FLOWS_OF_GUEST_MAXIMUM = 128
+"""Those of one guest's address: a flood of identifiers costs others nothing."""
+
+
+@define(eq=False)
+class Pings:
+    """The echo flows of one network."""
+
+    delivery: Delivery
+    open_echo: Callable[[EchoFlow], None]
+    """Set the flow's `host`; OSError if the host carries no ping."""
+    admission: Admission
+    alarms: Alarms
+    counters: Counters
+    flows: dict[Address, dict[int, EchoFlow]] = field(factory=dict)
+    """By a guest's address and identifier; whoever was asked to send last is the last."""
+    _count: int = 0
+
+    def on_message(
+        self, message: IcmpMessage, packet: IpPacket, mac: MacAddress, now: float
+    ) -> None:
+        """To the host's world, and no error; the guest is told what is not carried, not left to
+        wait."""
+        if message.type != ECHO_REQUEST or message.code != 0:
+            self.counters.count("icmp.not_carried")
+            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            return
+        identifier = int.from_bytes(message.rest[:2], "big")
+        sequence = int.from_bytes(message.rest[2:], "big")
+        flow = self.flows.get(packet.source, {}).get(identifier)
+        if flow is None or not flow.is_admitted(packet.destination):
+            flow = self._admit(flow, identifier, packet, mac, now)
+        if flow is not None:
+            self._is_last(flow)
+            flow.on_guest_request(packet, sequence, message.payload, now)
+            self.alarms.arm(flow)
+
+    def _admit(
+        self, flow: EchoFlow | None, identifier: int, packet: IpPacket, mac: MacAddress, now: float
+    ) -> EchoFlow | None:
+        """The flow, opened if it is new, that may ping the packet's destination; or None, and the
+        guest is told."""
+        guest = self.delivery.guest_at(mac, packet.source)
+        decision = self.admission.admit(guest, "icmp", packet.destination, 0, now)
+        if decision.verdict.action != ALLOW and self.admission.drops:
+            self.counters.count("policy.dropped")
+            return None
+        if decision.verdict.action != ALLOW:
+            self.counters.count("policy.denied")
+        elif flow is None:
+            flow = self._open(packet.source, identifier, mac, now)
+        if decision.verdict.action != ALLOW or flow is None:
+            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            return None
+        flow.admit(packet.destination, decision)
+        return flow
+
+    def _open(
+        self, address: Address, identifier: int, mac: MacAddress, now: float
+    ) -> EchoFlow | None:
+        own = self.flows.get(address, {})
+        if len(own) >= FLOWS_OF_GUEST_MAXIMUM:
+            self.counters.count("icmp.flow_gave_way")
+            self.close(next(iter(own.values())))
+        elif self._count >= FLOWS_MAXIMUM:
+            self.counters.count("icmp.flow_gave_way")
+            oldest = (next(iter(flows.values())) for flows in self.flows.values())
+            self.close(min(oldest, key=lambda flow: flow.sent_at))
+        wire = EchoWire(self.delivery, mac, address, identifier)
+        flow = EchoFlow((address, identifier), wire, self.counters, now)
+        try:
+            self.open_echo(flow)
+        except OSError:
+            self.counters.count("icmp.no_socket")
+            return None
+        self.flows.setdefault(address, {})[identifier] = flow
+        self._count += 1
+        return flow
+
+    def _is_last(self, flow: EchoFlow) -> None:
+        address, identifier = flow.key
+        own = self.flows[address]
+        own[identifier] = own.pop(identifier)
+
+    def all(self) -> list[EchoFlow]:
+        """Every flow."""
+        return [flow for own in self.flows.values() for flow in own.values()]
+
+    def end_others(self, address: Address, mac: MacAddress) -> None:
+        """Flows of `address` that another machine than `mac` has opened."""
+        for flow in tuple(self.flows.get(address, {}).values()):
+            if any(decision.guest.mac != mac for _, decision in flow.admitted()):
+                self.close(flow)
+
+    def judge_again(self) -> None:
+        """The policy has changed: whom a guest may not ping any more it does not hear any more."""
+        for flow in self.all():
+            for address, decision in flow.admitted():
+                if not self.admission.still_allows(decision):
+                    self.counters.count("policy.revoked")
+                    flow.revoke(address)
+
+    def on_deadline(self, flow: EchoFlow, now: float) -> None:
+        """The flow's alarm has rung: its time is over, or has been put off."""
+        if flow.expired(now):
+            self.close(flow)
+        else:
+            self.alarms.arm(flow)
+
+    def close(self, flow: EchoFlow) -> None:
+        """Forget the flow and give its descriptor back."""
+        address, identifier = flow.key
+        self.alarms.forget(flow)
+        del self.flows[address][identifier]
+        if not self.flows[address]:
+            del self.flows[address]
+        self._count -= 1
+        flow.host.close()
