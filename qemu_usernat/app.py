@@ -25,7 +25,7 @@ from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
-from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.observe import Audit

@@ -12,7 +12,8 @@ from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host import icmp, tcp, udp
 from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.host.error_queue import ErrorReader
-from qemu_usernat.host.resolve import AnswerCallback, SystemResolvers, UpstreamAsker
+from qemu_usernat.host.resolve import SystemResolvers
+from qemu_usernat.host.upstream import AnswerCallback, UpstreamAsker
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
@@ -43,7 +44,7 @@ class SystemWorld:
     _pings: icmp.HostPings = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._asker = UpstreamAsker(self.poller)
+        self._asker = UpstreamAsker(self.poller, self.counters)
         self._errors = ErrorReader(self._addresses)
         self._pings = icmp.HostPings(self.poller, self.counters, self._errors)
 

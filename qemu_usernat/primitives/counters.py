@@ -146,6 +146,7 @@ MEANINGS = {
     "dns.upstream_failed": "A resolver could not be asked, or its connection broke.",
     "dns.upstream_refused": "A resolver answered SERVFAIL or REFUSED; the next one is asked.",
     "dns.mismatched_answer": "An answer that is not to the question that was asked.",
+    "dns.unexpected_answer": "A datagram of a resolver that answers no question: late, or forged.",
     "dns.timeout": "A query that no resolver answered in time.",
     "dns.cache_hit": "A query answered by what an earlier one was told.",
     "dns.cache_full": "An answer forgotten before its time, for newer ones.",

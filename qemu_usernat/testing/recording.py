@@ -12,7 +12,7 @@ from attrs import define, field
 from qemu_usernat.admission import Decision, Guest
 from qemu_usernat.app import World
 from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.nat.echo import EchoFlow, GuestEcho, HostEcho
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.sinks import HostStream

@@ -14,7 +14,7 @@ import trio
 from qemu_usernat.admission import Guest
 from qemu_usernat.app import Server
 from qemu_usernat.gateway.dns import Upstream
-from qemu_usernat.host.resolve import AnswerCallback
+from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
