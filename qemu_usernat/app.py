@@ -25,6 +25,7 @@ from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
+from qemu_usernat.host.folder import Folder
 from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
 from qemu_usernat.nat.tcp.flow import TcpFlow
@@ -141,6 +142,7 @@ class Server:
             secrets.token_bytes(16),
             self.counters,
             self.on_bug,
+            None if network.boot.folder is None else Folder(network.boot.folder).open,
         )
         self.router.switch.guard_sources(self.config.policy is not None)
 
@@ -273,6 +275,8 @@ async def serve(
         listeners: list[Listener] = []
         try:
             server.audit.open()
+            if config.network.boot.folder is not None:
+                Folder(config.network.boot.folder).check(config.network.boot.names)
             listeners.extend(Listener.open(endpoint, server.counters) for endpoint in config.listen)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.serve_sockets)

@@ -110,6 +110,16 @@ def _network_options(command: _Command) -> _Command:
                 help="Ask this resolver instead of the host's own. May be repeated.",
             ),
             click.option(
+                "--tftp",
+                metavar="DIR",
+                help="Let guests read the files of this folder by TFTP, to boot from them.",
+            ),
+            click.option(
+                "--bootfile",
+                metavar="NAME",
+                help="Lead guests that boot from the network to this file of --tftp, or to a URL.",
+            ),
+            click.option(
                 "--policy",
                 "policy_file",
                 metavar="FILE",

@@ -55,8 +55,7 @@ class Delivery:
     ) -> None:
         """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
         MTU."""
-        port = None if mac[0] & 1 else self.switch.port_of(mac)
-        mtu = min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU)
+        mtu = self.mtu_towards(mac)
         fits = IP_HEADER + len(payload) <= mtu
         identifications = self._identifications if fits else self._identifications_of_fragments
         frames = ipv4_frames(
@@ -70,6 +69,11 @@ class Delivery:
             next(identifications) & 0xFFFF,
         )
         self.frame(mac, *frames)
+
+    def mtu_towards(self, mac: MacAddress) -> int:
+        """Bytes of an IP packet that surely reaches a guest, or all of them, in one piece."""
+        port = None if mac[0] & 1 else self.switch.port_of(mac)
+        return min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU)
 
     def on_neighbour(self, address: Address, mac: MacAddress) -> None:
         """A guest has spoken from `address`: whoever has it now gets what is sent to it.

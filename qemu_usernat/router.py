@@ -23,6 +23,7 @@ from qemu_usernat.gateway.dhcp import SERVER_PORT
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import ErrorLimiter
+from qemu_usernat.gateway.tftp import OpenFile
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
@@ -40,6 +41,7 @@ from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
     LOOPBACK_IPV4,
     Address,
+    FlowKey,
     MacAddress,
 )
 from qemu_usernat.primitives.counters import Counters
@@ -56,7 +58,7 @@ from qemu_usernat.wire.icmp import (
     TTL_EXCEEDED,
     IcmpError,
 )
-from qemu_usernat.wire.ipv6 import addressee
+from qemu_usernat.wire.ipv6 import addressee, seeks_router
 from qemu_usernat.wire.packets import (
     ICMP,
     TCP,
@@ -97,6 +99,8 @@ class Router:
     """Key of the initial sequence numbers (RFC 6528), at least 16 bytes."""
     counters: Counters
     on_bug: BugCallback = surface
+    open_file: OpenFile | None = None
+    """What guests may read by TFTP."""
     dns_gate: DnsGate = field(init=False)
     switch: Switch = field(init=False)
     connections: Connections = field(init=False)
@@ -150,7 +154,13 @@ class Router:
         )
         self._reassembler = Reassembler(counters)
         self._services = Services(
-            addressing, self.switch, self._delivery, self.dns_gate, self.admission, counters
+            addressing,
+            self.switch,
+            self._delivery,
+            self.dns_gate,
+            self.admission,
+            counters,
+            self.open_file,
         )
 
     # -- the turn
@@ -188,7 +198,12 @@ class Router:
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
-        return min(self.alarms.earliest(), self._reassembler.deadline(), self.dns.deadline())
+        return min(
+            self.alarms.earliest(),
+            self._reassembler.deadline(),
+            self.dns.deadline(),
+            self._services.deadline(),
+        )
 
     def on_deadline(self, now: float) -> None:
         """Wake whoever is due."""
@@ -205,6 +220,7 @@ class Router:
             self._expire_fragments(now)
         if self.dns.deadline() <= now:
             self.dns.on_deadline(now)
+        self._services.on_deadline(now)
 
     def _expire_fragments(self, now: float) -> None:
         for first, mac in self._reassembler.expire(now):
@@ -233,6 +249,7 @@ class Router:
                 self.datagrams.close(sleeper)
             elif isinstance(sleeper, EchoFlow):
                 self.pings.close(sleeper)
+        self._services.close()
 
     # -- frames: the fast way
 
@@ -267,12 +284,24 @@ class Router:
                     return
             else:
                 known = not guard.on or guard.is_owner(source, self.switch.speaker)
+                key = (source, source_port, destination, destination_port)
+                if known and self._is_service(key, frame[start:end], now):
+                    return
                 if known and destination_port not in SERVICE_PORTS and self.datagrams.on_known(
                     source, source_port, destination, destination_port, frame[start:end],
                     frame[14 : min(end, start + QUOTED_PAYLOAD)], frame[6:12], now,
                 ):  # fmt: skip
                     return
         self._on_unusual_frame(frame.tobytes(), now)
+
+    def _is_service(self, key: FlowKey, payload: memoryview, now: float) -> bool:
+        try:
+            return self._services.on_known(key, payload, now)
+        except Malformed as error:
+            self.counters.count(error.reason)
+        except Exception as error:
+            self.on_bug(error)
+        return True
 
     # -- frames: the way aside
 
@@ -300,6 +329,8 @@ class Router:
         """There is none yet; whoever wants to know hears whom it was for."""
         self.counters.count("ethernet.ipv6_not_supported")
         protocol, source, destination, port = addressee(octets)
+        if seeks_router(octets):
+            self._services.on_router_sought(octets[6:12])
         guest = self._delivery.guest_at(octets[6:12], source)
         self.admission.on_stray(guest, FlowRequest(protocol, destination, port), now)
 

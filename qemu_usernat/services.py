@@ -1,4 +1,4 @@
-"""What the gateway answers itself: ARP, DHCP, names over UDP, and those who ping it.
+"""What the gateway answers itself: ARP, DHCP, TFTP, names over UDP, and those who ping it.
 
 It owns which packet is for which service, and how an answer leaves. What is answered is for the
 classes in `gateway/` to know; names over TCP are connections, and come by `dns_service`.
@@ -6,6 +6,7 @@ classes in `gateway/` to know; names over TCP are connections, and come by `dns_
 
 from collections.abc import Container
 from functools import partial
+from math import inf
 
 from attrs import define, field
 
@@ -17,14 +18,16 @@ from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, is_l
 from qemu_usernat.gateway.dhcp_options import DhcpSettings
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder
+from qemu_usernat.gateway.tftp import TFTP_PORT, OpenFile, TftpServer
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.policy.judge import FlowRequest
-from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.dhcp import parse_dhcp
 from qemu_usernat.wire.icmp import icmp_message
+from qemu_usernat.wire.ipv6 import no_router_here
 from qemu_usernat.wire.packets import (
     ARP_REQUEST,
     ICMP,
@@ -35,7 +38,7 @@ from qemu_usernat.wire.packets import (
     UdpDatagram,
 )
 
-SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT})
+SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT, TFTP_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
 
@@ -49,6 +52,9 @@ class Services:
     dns_gate: DnsGate
     admission: Admission
     counters: Counters
+    open_file: OpenFile | None = None
+    """The files that guests may read by TFTP; without it there is no such server."""
+    tftp: TftpServer | None = field(init=False)
     _arp: ArpResponder = field(init=False)
     _echo: EchoResponder = field(factory=EchoResponder)
     dhcp: DhcpServer = field(init=False)
@@ -57,10 +63,29 @@ class Services:
         network = self.addressing.network
         self._arp = ArpResponder(network.gateway_mac, self.addressing.own)
         self.dhcp = DhcpServer(_dhcp_settings(network), self.counters)
+        self.tftp = None
+        if self.open_file is not None:
+            self.tftp = TftpServer(self.open_file, self._send_tftp, self.counters)
 
     def on_link_down(self, macs: Container[MacAddress], now: float) -> None:
         """The guests at `macs` are gone."""
         self.dhcp.on_gone(macs, now)
+        if self.tftp is not None:
+            self.tftp.on_gone(macs)
+
+    def deadline(self) -> float:
+        """When `on_deadline` is next to be called."""
+        return inf if self.tftp is None else self.tftp.deadline()
+
+    def on_deadline(self, now: float) -> None:
+        """Say again what was not heard."""
+        if self.tftp is not None and self.tftp.deadline() <= now:
+            self.tftp.on_deadline(now)
+
+    def close(self) -> None:
+        """Give every descriptor of the host back."""
+        if self.tftp is not None:
+            self.tftp.close()
 
     def is_here(self, address: Address, now: float) -> bool:
         """Whether it is ours, or of a guest that has spoken from it or has leased it."""
@@ -88,6 +113,14 @@ class Services:
             guest = self.delivery.guest_at(mac, arp.sender_address)
             self.admission.on_stray(guest, FlowRequest("arp", arp.target_address, 0), now)
 
+    def on_router_sought(self, mac: MacAddress) -> None:
+        """Say that there is no IPv6, where machines boot: iPXE waits 16 s for a word of that.
+
+        It is said to the one that asks; systems of their own that are here go on as they were.
+        """
+        if self.addressing.network.boot.files:
+            self.delivery.frame(mac, no_router_here(self.switch.gateway_mac))
+
     # -- datagrams
 
     def on_datagram(
@@ -99,9 +132,27 @@ class Services:
             self.on_dhcp(datagram.payload, mac, now)
         elif port == DNS_PORT and self._answers_dns(packet, mac):
             self._on_dns(datagram, packet, mac, now)
+        elif destination in self.addressing.own and self.tftp is not None:
+            key = (packet.source, datagram.source_port, destination, port)
+            if port == TFTP_PORT:
+                mtu = self.delivery.mtu_towards(mac)
+                self.tftp.on_request(mac, key, datagram.payload, mtu, now)
+            else:
+                return self.on_known(key, datagram.payload, now)
         else:
             return False
         return True
+
+    def on_known(self, key: FlowKey, payload: Buffer, now: float) -> bool:
+        """A datagram of a transfer of ours; False if there is none such."""
+        if self.tftp is None or key not in self.tftp.transfers:
+            return False
+        self.tftp.on_packet(key, payload, now)
+        return True
+
+    def _send_tftp(self, mac: MacAddress, key: FlowKey, packet: bytes) -> None:
+        guest, guest_port, ours, port = key
+        self.delivery.datagram(mac, ours, port, guest, guest_port, packet)
 
     def on_dhcp(self, payload: bytes, mac: MacAddress, now: float) -> None:
         """A message to the DHCP server."""
@@ -168,4 +219,5 @@ def _dhcp_settings(network: Network) -> DhcpSettings:
         domain=network.domain,
         ntp_servers=tuple(address.packed for address in network.ntp),
         reservations=network.reservations,
+        boot=network.boot,
     )

@@ -17,6 +17,8 @@ from typing import Any
 
 import attrs
 
+from qemu_usernat.config.boot import ALLOWED as ALLOWED_BOOTFILES
+from qemu_usernat.config.boot import Boot, read_bootfiles
 from qemu_usernat.config.endpoints import (
     Endpoint,
     FdEndpoint,
@@ -150,8 +152,9 @@ def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Netw
     top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
     if "reservation" in values:
         values["reservations"] = values.pop("reservation")
+    boot = Boot(values.pop("tftp", None), values.pop("bootfile", {}))
     try:
-        return top, Network(**values)
+        return top, Network(boot=boot, **values)
     except SettingError as error:
         # A default is never wrong by itself: it clashes with something that was given.
         origin = given[error.key][0] if error.key in given else f"{error.key} (by default)"
@@ -361,6 +364,8 @@ _SETTINGS = {
     "mtu": _Setting("", _whole_number, "a whole number of bytes"),
     "audit": _Setting("", _path, "the path of a file"),
     "verbose": _Setting("", _truth, "true or false"),
+    "tftp": _Setting("", _path, "the path of a folder"),
+    "bootfile": _Setting("", read_bootfiles, ALLOWED_BOOTFILES),
     "reservation": _Setting("", read_reservations, ALLOWED_RESERVATIONS),
     "subnet": _Setting(_TABLE, _subnet, "an IPv4 subnet, like 10.0.2.0/24"),
     "gateway": _Setting(_TABLE, _address, _IPV4),

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
+from qemu_usernat.config.boot import ALLOWED_WITHOUT_FOLDER, Boot
 from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.primitives.addresses import MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
@@ -80,7 +81,8 @@ class Network:
     `lease_time` is in seconds, `mtu` in bytes of IP packet. `first_lease` to
     `last_lease` is inclusive; `gateway` and `nameserver` are never leased even where
     they lie between. An empty `dns` means the host's own resolvers. `ntp`
-    are time servers that guests are told of; `reservations` may lie outside of the leases.
+    are time servers that guests are told of; `reservations` may lie outside of the leases;
+    `boot` is what machines boot from the network.
     `host_loopback`
     makes the gateway's address reach the host's 127.0.0.1. `congestion` is the control of
     TCP towards the guest, one of `CONGESTION_CONTROLS`.
@@ -104,6 +106,7 @@ class Network:
     dns: tuple[Upstream, ...] = ()
     ntp: tuple[IPv4Address, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    boot: Boot = attrs.Factory(Boot)
     host_loopback: bool = False
     congestion: str = "none"
 
@@ -167,6 +170,8 @@ class Network:
             )
         if not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
             raise SettingError("mtu", f"{self.mtu}", f"bytes from {MTU_MINIMUM} to {MTU_MAXIMUM}")
+        if self.boot.folder is None and self.boot.names:
+            raise SettingError("bootfile", f'"{self.boot.names[0]}"', ALLOWED_WITHOUT_FOLDER)
         if self.congestion not in CONGESTION_CONTROLS:
             raise SettingError("congestion", f'"{self.congestion}"', CONGESTION_ALLOWED)
         if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 
 from attrs import define, evolve, field, frozen
 
+from qemu_usernat.gateway.dhcp_boot import boot_answer
 from qemu_usernat.gateway.dhcp_options import (
     CLIENT_IDENTIFIER,
     HOST_NAME,
@@ -279,6 +280,8 @@ class DhcpServer:
             options[LEASE_TIME] = seconds(lease_time)
             options[RENEWAL_TIME] = seconds(lease_time * T1_SHARE)
             options[REBINDING_TIME] = seconds(lease_time * T2_SHARE)
+        boot = boot_answer(message, self.settings.boot, self.settings.server_address)
+        options |= boot.options
         name = self._names.get(message.client_mac, "")
         available = self._parameters | {HOST_NAME: host_name(message, name, given)}
         options |= wanted_of(message, available)
@@ -293,6 +296,8 @@ class DhcpServer:
             _blank_reply(message),
             client_address=ANY_IPV4 if message_type == OFFER else message.client_address,
             your_address=address or ANY_IPV4,
+            server_address=boot.server,
+            boot_file=boot.file,
             options=options,
         )
         limit = size_limit(message, self.settings.mtu)

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 import dns.name
-from attrs import frozen
+from attrs import field, frozen
 
+from qemu_usernat.config.boot import Boot
 from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.primitives.addresses import BROADCAST_IPV4, Address, format_address
 from qemu_usernat.wire.dhcp import DhcpMessage
@@ -74,6 +75,7 @@ class DhcpSettings:
     search: tuple[str, ...] = ()
     ntp_servers: tuple[Address, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    boot: Boot = field(factory=Boot)
 
     @property
     def subnet_mask(self) -> Address:

@@ -136,6 +136,13 @@ MEANINGS = {
     "dhcp.decline_of_unknown": "A client declined an address that it was not given.",
     "dhcp.release_of_unknown": "A client gave back an address that it did not have.",
     "dhcp.inform_from_elsewhere": "A client asked with an address of another network.",
+    # TFTP
+    "tftp.malformed": "A packet that TFTP does not have, or not there.",
+    "tftp.refused": "A file that was refused: the guest is told why.",
+    "tftp.file_changed": "A file that changed while it was read: the guest is told.",
+    "tftp.repeated": "A packet sent again, as the guest had not answered in time.",
+    "tftp.gave_up": "A transfer whose guest did not answer any more.",
+    "tftp.sent": "A file that was sent to its end.",
     # DNS
     "dns.not_a_query": "A message that is no query: not answered.",
     "dns.malformed": "A query that cannot be read: answered FORMERR.",

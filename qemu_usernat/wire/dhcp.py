@@ -26,7 +26,7 @@ _PAD = 0  # RFC 2132, 3.1
 _END = 255  # RFC 2132, 3.2
 _OVERLOAD = 52  # RFC 2132, 9.3: the fields `file` (1) and `sname` (2) hold options too
 _OPTION_MAXIMUM = 255  # bytes of a value; more are sent in pieces (RFC 3396, 6)
-_FILE_ROOM = 127  # bytes of the fields `file` and `sname` (RFC 2131, 2), less one for their end
+FILE_ROOM = 127  # bytes of the fields `file` and `sname` (RFC 2131, 2), less one for their end
 _NAME_ROOM = 63
 
 
@@ -95,7 +95,7 @@ def build_dhcp(message: DhcpMessage, limit: int | None = None) -> bytes:
     With a `limit`, in bytes, options that find no room go into the fields `file` and `sname`, and
     those that find none there are left out. ValueError for a boot file name of more than 127 bytes.
     """
-    if len(message.boot_file) > _FILE_ROOM:
+    if len(message.boot_file) > FILE_ROOM:
         raise ValueError("the name of a boot file is at most 127 bytes")
     layout = _lay_out(message, limit)
     overload = (1 if layout.file else 0) | (2 if layout.server_name else 0)
@@ -150,7 +150,7 @@ def _lay_out(message: DhcpMessage, limit: int | None) -> _Layout:
     layout = _Layout()
     fields = [(layout.options, room - 3), (layout.file, 0), (layout.server_name, _NAME_ROOM)]
     if not message.boot_file:
-        fields[1] = layout.file, _FILE_ROOM
+        fields[1] = layout.file, FILE_ROOM
     for code, octets in written.items():
         for pieces, size in fields:
             if sum(map(len, pieces)) + len(octets) <= size:

@@ -107,8 +107,8 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         (
             "mtuu = 1500",
             'net.toml: key "mtuu" is not known; did you mean "mtu"? allowed here: '
-            "audit, congestion, connect, dns, host_loopback, listen, mtu, verbose, [network], "
-            "[policy], [[reservation]]",
+            "audit, bootfile, congestion, connect, dns, host_loopback, listen, mtu, tftp, verbose, "
+            "[network], [policy], [[reservation]]",
         ),
         (
             "[network]\nsubnett = '10.0.2.0/24'",
@@ -119,7 +119,7 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         ("[netwrok]\nmtu = 1500", 'key "netwrok" is not known; did you mean "network"?'),
         ("subnet = '10.0.2.0/24'", 'key "subnet" is not known; it belongs in the table [network]'),
         ("[network]\nmtu = 1500", 'key "network.mtu" is not known; it belongs above [network]'),
-        ("zzz = 1", 'key "zzz" is not known; allowed here: audit, congestion, connect, '),
+        ("zzz = 1", 'key "zzz" is not known; allowed here: audit, bootfile, '),
         ("network = 5", 'key "network" is 5; allowed: a table [network]'),
         ("host-loopback=true\nhost_loopback=true", "is given twice"),
         ("mtu = 100", 'net.toml: key "mtu" is 100; allowed: bytes from 576 to 65520'),
