@@ -6,6 +6,7 @@ file, an environment variable or an option again. Every mistake becomes a `UserE
 that names the file or option, the key, the value, and what is allowed.
 """
 
+from qemu_usernat.config.boot import Boot
 from qemu_usernat.config.configuration import Config, groups_of, read_config
 from qemu_usernat.config.endpoints import (
     Endpoint,
@@ -16,12 +17,15 @@ from qemu_usernat.config.endpoints import (
     parse_endpoint,
 )
 from qemu_usernat.config.network import Network, SettingError
+from qemu_usernat.config.reservations import Reservation
 
 __all__ = [
+    "Boot",
     "Config",
     "Endpoint",
     "FdEndpoint",
     "Network",
+    "Reservation",
     "SettingError",
     "TcpEndpoint",
     "UnixEndpoint",

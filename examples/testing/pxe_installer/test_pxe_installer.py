@@ -6,10 +6,10 @@ The machine has an empty disk, and a card with the firmware that QEMU brings: iP
 mirror and the one who waits for the report are hosts of the test's internet. What is installed is
 an image of a disk; ours is a boot sector that says hello, so that one sees it boot.
 
-How it boots: BIOS and iPXE talk on the serial console (`pc,graphics=off`), and the test types there
-what our DHCP server cannot tell iPXE yet: where to go on. Once the network has boot options (DHCP's
-server and file name, TFTP) the lines that type can go: iPXE, and PXE of any other make, will load
-`install.ipxe` by itself. All else comes over HTTP and HTTPS already.
+How it boots: our DHCP server leads whoever boots from the network to a URL (`Boot`), and iPXE loads
+the script that is there; all else comes over HTTP and HTTPS. A folder that is served by TFTP is
+there, too (`Boot(Path("folder"), {"other": "pxelinux.0"})`), for ROMs that know nothing else. BIOS
+and iPXE talk on the serial console (`pc,graphics=off`).
 
 Why not Debian's own installer: it does boot in this way (`vmlinuz` and `initrd` are then those of
 debian-installer-12-netboot-amd64, with `auto=true priority=critical url=…` for the answers), but
@@ -21,8 +21,10 @@ from pathlib import Path
 
 import pytest
 
+from qemu_usernat.config import Boot, Network
 from qemu_usernat.testing import GuestImage
 
+FROM_THE_NETWORK = Network(boot=Boot(files={"other": "http://boot.example/install.ipxe"}))
 INSTALLER = Path(__file__).with_name("installer")
 
 # The installed system: a boot sector that prints its greeting, and some data behind it.
@@ -78,6 +80,7 @@ def hosts(internet, system):
     internet.host("reports.example").https("thank you")
 
 
+@pytest.mark.usernat(settings=FROM_THE_NETWORK)
 def test_a_machine_is_installed_over_the_network(usernat, internet, disk):
     """From the firmware of its network card to the greeting of what is on its disk then."""
     with usernat.machine(
@@ -86,13 +89,9 @@ def test_a_machine_is_installed_over_the_network(usernat, internet, disk):
         machine="pc,graphics=off",
         network=usernat.netdev_arguments(boot=True),
     ) as machine:
-        console = machine.console
-        console.wait_for("Press Ctrl-B", timeout=60)
-        console.send_line("\x02", end="")
-        console.expect("iPXE> ")
-        go_on = "ifconf -c dhcp && chain http://boot.example/install.ipxe"
-        console.send_line(go_on, end="\r", slowly=True)
-        console.wait_for("installer: https://mirror.example/disk.img to /dev/vda", timeout=120)
+        machine.console.wait_for(
+            "installer: https://mirror.example/disk.img to /dev/vda", timeout=120
+        )
         assert machine.wait(timeout=300) == 0
 
     asked = [request.path for host in internet.hosts for request in host.requests]
