@@ -17,7 +17,7 @@ from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
 from qemu_usernat.connections import Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
-from qemu_usernat.delivery import Delivery
+from qemu_usernat.delivery import ETHERNET_MTU, Delivery
 from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.dhcp import SERVER_PORT
 from qemu_usernat.gateway.dns import DnsForwarder
@@ -39,6 +39,7 @@ from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
     ANY_IPV4,
+    DNS_PORT,
     LOOPBACK_IPV4,
     Address,
     FlowKey,
@@ -48,7 +49,8 @@ from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
 from qemu_usernat.services import SERVICE_PORTS, Services
 from qemu_usernat.wire.decoder import decode, decode_transport
-from qemu_usernat.wire.headers import peek
+from qemu_usernat.wire.emit import ETHERNET_HEADER
+from qemu_usernat.wire.headers import Peeked, peek
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
     HOST_UNREACHABLE,
@@ -259,8 +261,8 @@ class Router:
         if peeked is not None:
             (protocol, source, source_port, destination, destination_port, start, end,
              sequence, acknowledgment, flags, window, selective) = peeked  # fmt: skip
-            guard = self.switch.guard
             if protocol == TCP:
+                guard = self.switch.guard
                 connections = self.connections
                 flow = connections.flows.get((source, source_port, destination, destination_port))
                 if flow is not None and (
@@ -282,17 +284,34 @@ class Router:
                     except Exception as error:
                         connections.break_off(flow, error)
                     return
-            else:
-                known = not guard.on or guard.is_owner(source, self.switch.speaker)
-                key = (source, source_port, destination, destination_port)
-                if known and self._is_service(key, frame[start:end], now):
-                    return
-                if known and destination_port not in SERVICE_PORTS and self.datagrams.on_known(
-                    source, source_port, destination, destination_port, frame[start:end],
-                    frame[14 : min(end, start + QUOTED_PAYLOAD)], frame[6:12], now,
-                ):  # fmt: skip
-                    return
+            elif self._on_plain_datagram(frame, peeked, now):
+                return
         self._on_unusual_frame(frame.tobytes(), now)
+
+    def _on_plain_datagram(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
+        """A datagram of a mapping that has sent there before, or one for a service of ours; False
+        for any other."""
+        _, source, source_port, destination, destination_port, start, end, *_ = peeked
+        guard = self.switch.guard
+        if guard.on and not guard.is_owner(source, self.switch.speaker):
+            return False
+        key = (source, source_port, destination, destination_port)
+        if self._is_service(key, frame[start:end], now):
+            return True
+        if destination_port not in SERVICE_PORTS:
+            return self.datagrams.on_known(
+                source, source_port, destination, destination_port, frame[start:end],
+                frame[14 : min(end, start + QUOTED_PAYLOAD)], frame[6:12], now,
+            )  # fmt: skip
+        if destination_port != DNS_PORT or end > ETHERNET_HEADER + ETHERNET_MTU:
+            return False
+        try:
+            return self._services.on_question(
+                source, source_port, destination, frame[start:end], frame[6:12], now
+            )
+        except Exception as error:
+            self.on_bug(error)
+            return True
 
     def _is_service(self, key: FlowKey, payload: memoryview, now: float) -> bool:
         try:

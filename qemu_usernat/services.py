@@ -131,7 +131,9 @@ class Services:
         if port == SERVER_PORT and self.addressing.is_for_gateway(destination):
             self.on_dhcp(datagram.payload, mac, now)
         elif port == DNS_PORT and self._answers_dns(packet, mac):
-            self._on_dns(datagram, packet, mac, now)
+            self._on_dns(
+                mac, packet.source, datagram.source_port, destination, datagram.payload, now
+            )
         elif destination in self.addressing.own and self.tftp is not None:
             key = (packet.source, datagram.source_port, destination, port)
             if port == TFTP_PORT:
@@ -183,14 +185,38 @@ class Services:
             guest, "udp", packet.destination
         )
 
-    def _on_dns(self, datagram: UdpDatagram, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        def reply(message: Buffer) -> None:
-            self.delivery.datagram(
-                mac, packet.destination, DNS_PORT, packet.source, datagram.source_port, message
-            )
+    def on_question(
+        self,
+        source: Address,
+        source_port: int,
+        destination: Address,
+        message: memoryview,
+        mac: memoryview,
+        now: float,
+    ) -> bool:
+        """The fast way of a plain datagram for port 53, of a guest that may speak as it does; False
+        if it is not for our own name server."""
+        if destination not in self.addressing.own or not self.addressing.is_guest(source):
+            return False
+        guest = mac.tobytes()
+        self.delivery.on_neighbour(source, guest)
+        self._on_dns(guest, source, source_port, destination, message.tobytes(), now)
+        return True
 
-        guest = self.delivery.guest_at(mac, packet.source)
-        self.dns_gate.on_query(guest, datagram.payload, "udp", reply, now)
+    def _on_dns(
+        self,
+        mac: MacAddress,
+        source: Address,
+        source_port: int,
+        destination: Address,
+        message: bytes,
+        now: float,
+    ) -> None:
+        def reply(answer: Buffer) -> None:
+            self.delivery.datagram(mac, destination, DNS_PORT, source, source_port, answer)
+
+        guest = self.delivery.guest_at(mac, source)
+        self.dns_gate.on_query(guest, message, "udp", reply, now)
 
     # -- ping
 

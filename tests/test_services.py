@@ -1,0 +1,62 @@
+"""The gateway's own services, as a guest's frames reach them."""
+
+from unittest.mock import patch
+
+import dns.message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qemu_usernat.wire.headers import peek
+from tests.scripted_guest import (
+    GATEWAY,
+    GUEST,
+    NAMESERVER,
+    OTHER,
+    SERVER,
+    ScriptedNetwork,
+)
+
+QUESTIONS = [
+    dns.message.make_query("gateway.internal", "A", id=1).to_wire(),
+    dns.message.make_query("www.example", "A", id=2, use_edns=0).to_wire(),
+    dns.message.make_query("www.example", "AXFR", id=3).to_wire(),
+    b"nonsense",
+    b"",
+    b"\0\7\1\0\0\1" + bytes(6),
+    dns.message.make_query("www.example", "A", id=4).to_wire() + bytes(1460),
+]
+
+Said = tuple[str, str, bytes, int]
+
+said = st.tuples(
+    st.sampled_from([GUEST, OTHER]) | st.sampled_from(["192.0.2.9", GATEWAY, "10.0.2.255"]),
+    st.just(NAMESERVER) | st.sampled_from([GATEWAY, SERVER, OTHER, "10.0.2.255", "224.0.0.1"]),
+    st.sampled_from(QUESTIONS),
+    st.just(64) | st.sampled_from([0, 1, 2]),
+)
+
+
+def _conversation(all_said: list[Said], is_guarded: bool, is_quick: bool) -> object:
+    """All that becomes of it: what guests hear, what is asked upstream, what is counted."""
+    network = ScriptedNetwork(mtu=9000, dns=[(b"\x7f\0\0\x01", 53)])
+    network.router.switch.guard_sources(is_guarded)
+    guest, other = network.guest(), network.guest(b"\x52\x54\0\0\0\x99", OTHER)
+    heard = []
+    with patch("qemu_usernat.router.peek", peek if is_quick else lambda frame: None):
+        other.sends(other.datagram(1234, NAMESERVER, 53, QUESTIONS[0]))
+        for source, destination, message, ttl in all_said:
+            guest.sends(guest.datagram(1234, destination, 53, message, source=source, ttl=ttl))
+            heard += guest.frames()
+    asked = [(transport, message) for _, transport, message, _ in network.resolvers.asked]
+    stranger = network.router.link_of(b"\x0a\0\2\x0f")
+    mtu = guest.port.shown_mtu
+    return heard, other.frames(), asked, dict(network.counters), stranger, mtu
+
+
+@given(st.lists(said, min_size=1, max_size=6), st.booleans())
+def test_a_question_goes_the_same_way_whether_quick_or_not(
+    all_said: list[Said], is_guarded: bool
+) -> None:
+    """The short way of plain questions is a shortcut, and leads where the long one does."""
+    quick = _conversation(all_said, is_guarded, is_quick=True)
+    assert quick == _conversation(all_said, is_guarded, is_quick=False)
