@@ -19,7 +19,8 @@ from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.guest_wires import TcpWire
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import HEADERS, TcpSettings, open_flow
+from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
+from qemu_usernat.nat.tcp.sender import HEADERS
 from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
 from qemu_usernat.policy.first_flight import FirstFlightReader
 from qemu_usernat.policy.judge import FlowRequest

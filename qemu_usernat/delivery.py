@@ -16,7 +16,7 @@ from qemu_usernat.lan.switch import Switch
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.emit import SegmentTemplate
-from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, IcmpError, icmp_error
+from qemu_usernat.wire.icmp import DESTINATION_UNREACHABLE, TTL, IcmpError, icmp_error
 from qemu_usernat.wire.ipv4 import HEADER as IP_HEADER
 from qemu_usernat.wire.ipv4 import ipv4_frames
 from qemu_usernat.wire.packets import ICMP, UDP, Buffer, IpPacket
@@ -24,6 +24,8 @@ from qemu_usernat.wire.udp import udp_datagram
 
 NEIGHBOURS_MAXIMUM = 4096
 """Guests' addresses remembered; the one heard first is forgotten first."""
+
+PATH_MTU_MINIMUM = 576  # bytes: what everybody takes (RFC 791); a guest that says less is lying
 
 ETHERNET_MTU = 1500  # bytes of IP packet (RFC 894): what every guest takes
 
@@ -40,6 +42,8 @@ class Delivery:
     counters: Counters
     _neighbours: dict[Address, MacAddress] = field(factory=dict)
     """Where a guest's address was heard last; oldest first."""
+    _path_mtus: dict[Address, int] = field(factory=dict)
+    """Guests' addresses with a way behind them that is narrower than their link, in bytes."""
     _identifications: "count[int]" = field(factory=count)
     """Of packets that leave whole, where nobody looks at them unless a guest routes them on."""
     _identifications_of_fragments: "count[int]" = field(factory=count)
@@ -52,10 +56,13 @@ class Delivery:
         destination: Address,
         protocol: int,
         payload: Buffer,
+        ttl: int = TTL,
     ) -> None:
         """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
         MTU."""
         mtu = self.mtu_towards(mac)
+        if self._path_mtus:
+            mtu = min(mtu, self._path_mtus.get(destination, mtu))
         fits = IP_HEADER + len(payload) <= mtu
         identifications = self._identifications if fits else self._identifications_of_fragments
         frames = ipv4_frames(
@@ -67,6 +74,7 @@ class Delivery:
             payload,
             mtu,
             next(identifications) & 0xFFFF,
+            ttl,
         )
         self.frame(mac, *frames)
 
@@ -104,6 +112,16 @@ class Delivery:
         port = self.switch.port_of(mac)
         if port is not None and mtu > port.shown_mtu:
             port.shown_mtu = mtu
+
+    def on_path_mtu(self, address: Address, mtu: int) -> None:
+        """A way to `address` takes no more than `mtu` bytes of IP packet (RFC 1191).
+
+        For good: unfragmented it is never tried again, and larger packets come to no harm.
+        """
+        if address not in self._path_mtus and len(self._path_mtus) >= NEIGHBOURS_MAXIMUM:
+            del self._path_mtus[next(iter(self._path_mtus))]
+        known = self._path_mtus.get(address, mtu)
+        self._path_mtus[address] = max(PATH_MTU_MINIMUM, min(known, mtu))
 
     def frame(self, mac: MacAddress, *frames: bytes) -> None:
         """One frame, stream length in front, or the fragments of one packet, all of them or none;
@@ -154,7 +172,7 @@ class Delivery:
         if error.offender is not None:
             source = self.as_guest_sees(error.offender)
         message = icmp_error(error.type, error.code, error.rest, quoted)
-        self.packet(mac, source, guest, ICMP, message)
+        self.packet(mac, source, guest, ICMP, message, error.ttl)
 
     def as_guest_sees(self, address: Address) -> Address:
         """The guest's name for an address of the host's world."""

@@ -125,12 +125,12 @@ class EchoWire:
     address: Address
     identifier: int
 
-    def deliver(self, payload: Buffer, source: Address, sequence: int) -> None:
-        """An echo reply from `source` to the guest."""
+    def deliver(self, payload: Buffer, source: Address, sequence: int, ttl: int) -> None:
+        """An echo reply from `source` to the guest, with `ttl` hops left."""
         rest = self.identifier.to_bytes(2, "big") + sequence.to_bytes(2, "big")
         echo = icmp_message(ECHO_REPLY, 0, rest, payload)
         mac = self.delivery.mac_of(self.address) or self.mac
-        self.delivery.packet(mac, source, self.address, ICMP, echo)
+        self.delivery.packet(mac, source, self.address, ICMP, echo, ttl)
 
     def refuse(
         self, error: IcmpError, peer: Address, sequence: int, quoted: bytes, now: float

@@ -22,8 +22,9 @@ from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.dhcp import SERVER_PORT
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
-from qemu_usernat.gateway.icmp import ErrorLimiter
+from qemu_usernat.gateway.icmp import ERROR_TYPES, ErrorLimiter
 from qemu_usernat.gateway.tftp import OpenFile
+from qemu_usernat.guest_errors import GuestErrors
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
@@ -66,6 +67,7 @@ from qemu_usernat.wire.packets import (
     TCP,
     UDP,
     Arp,
+    IcmpMessage,
     IpPacket,
     TcpSegment,
     UdpDatagram,
@@ -111,6 +113,7 @@ class Router:
     alarms: Alarms = field(factory=Alarms)
     _delivery: Delivery = field(init=False)
     _reassembler: Reassembler = field(init=False)
+    _guest_errors: GuestErrors = field(init=False)
     _addressing: Addressing = field(init=False)
     _services: Services = field(init=False)
 
@@ -153,6 +156,9 @@ class Router:
         )
         self.pings = Pings(
             self._delivery, self.edge.open_echo, self.admission, self.alarms, counters
+        )
+        self._guest_errors = GuestErrors(
+            self._delivery, self.connections, self.datagrams, self.pings, counters
         )
         self._reassembler = Reassembler(counters)
         self._services = Services(
@@ -432,6 +438,8 @@ class Router:
         elif group:
             self.counters.count("ipv4.broadcast_or_multicast")
             self._tell_stray(packet, mac, now)
+        elif isinstance(content, IcmpMessage) and content.type in ERROR_TYPES:
+            self._guest_errors.on_error(content, packet)
         elif isinstance(content, TcpSegment):
             self.connections.on_segment(content, packet, mac, now)
         elif packet.destination in self._addressing.own:

@@ -268,9 +268,9 @@ class ScriptedEcho:
     """TTL and DF bit of each."""
     closed: bool = False
 
-    def hears(self, payload: bytes, source: str, sequence: int) -> None:
+    def hears(self, payload: bytes, source: str, sequence: int, ttl: int = 64) -> None:
         """An echo reply comes."""
-        self.flow.on_host_reply(payload, packed(source), sequence)
+        self.flow.on_host_reply(payload, packed(source), sequence, ttl)
         self.network.end_turn()
 
     def fails(self, error: IcmpError, peer: str, sequence: int, payload: bytes = b"") -> None:

@@ -60,9 +60,11 @@ def test_a_ping_goes_out_and_its_answer_comes_back(
     (echo,) = network.host.echoes
     assert (echo.sent, guest.hears()) == ([(b"anybody?", SERVER, 7)], [])
 
-    echo.hears(b"anybody?", SERVER, 7)
+    echo.hears(b"anybody?", SERVER, 7, ttl=55)
     answer = guest.hears_one()
     assert (answer.source, answer.destination) == (SERVER, GUEST)
+    assert answer.packet is not None
+    assert answer.packet.ttl == 54, "one hop is ours"
     assert (answer.icmp.type, answer.icmp.rest) == (ECHO_REPLY, b"\x12\x34\0\x07")
     assert answer.icmp.payload == b"anybody?"
 

@@ -26,7 +26,7 @@ from qemu_usernat.wire.packets import ICMP, IcmpMessage, IpPacket
 _SOURCE_QUENCH = 4
 """Never sent by anybody any more (RFC 6633), but an error all the same."""
 
-_ERROR_TYPES = frozenset(
+ERROR_TYPES = frozenset(
     {DESTINATION_UNREACHABLE, _SOURCE_QUENCH, REDIRECT, TIME_EXCEEDED, PARAMETER_PROBLEM}
 )
 """RFC 1122, 3.2.2."""
@@ -77,7 +77,7 @@ class ErrorLimiter:
         """
         if packet.fragment_offset != 0:
             return False
-        if packet.protocol == ICMP and (not packet.payload or packet.payload[0] in _ERROR_TYPES):
+        if packet.protocol == ICMP and (not packet.payload or packet.payload[0] in ERROR_TYPES):
             return False
         if self._is_group(packet.destination) or self._is_group(packet.source):
             return False

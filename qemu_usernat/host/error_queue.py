@@ -9,7 +9,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.primitives.addresses import Address
@@ -17,12 +17,14 @@ from qemu_usernat.wire.icmp import (
     DESTINATION_UNREACHABLE,
     PARAMETER_PROBLEM,
     TIME_EXCEEDED,
+    TTL,
     IcmpError,
     too_large,
 )
 
 _LINUX = sys.platform == "linux"
 _IP_RECVERR = 11  # linux/in.h
+_IP_RECVTTL = 12
 _IP_MTU_DISCOVER = 10
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _MSG_ERRQUEUE = 0x2000  # linux/socket.h
@@ -40,6 +42,7 @@ def listen_for_errors(sock: socket.socket, listen: bool = True) -> None:
     """Have the kernel keep them, or forget those it has."""
     if _LINUX:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, listen)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, listen)
 
 
 def forbid_fragments(sock: socket.socket, forbid: bool) -> None:
@@ -47,6 +50,14 @@ def forbid_fragments(sock: socket.socket, forbid: bool) -> None:
     if _LINUX:
         how = _PMTUDISC_DO if forbid else _PMTUDISC_DONT
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
+
+
+def hops_left(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
+    """The TTL of a received packet, of which recvmsg(2) has told `ancillary`."""
+    for level, kind, detail in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, socket.IP_TTL):
+            return int.from_bytes(detail, sys.byteorder)
+    return TTL
 
 
 class ErrorReader:
@@ -69,11 +80,11 @@ class ErrorReader:
                     if (level, kind) != (socket.IPPROTO_IP, _IP_RECVERR):
                         continue
                     address = socket.inet_aton(peer[0]) if peer else bytes(4)
-                    error = self._error(detail, address)
+                    error = self._error(detail, address, hops_left(ancillary))
                     if error is not None:
                         yield error, address, peer[1] if peer else 0, quoted
 
-    def _error(self, detail: bytes, peer: Address) -> IcmpError | None:
+    def _error(self, detail: bytes, peer: Address, ttl: int) -> IcmpError | None:
         number, origin, icmp_type, code, _, info, _ = _EXTENDED_ERROR.unpack_from(detail)
         if origin == _ORIGIN_LOCAL and number == errno.EMSGSIZE:
             return too_large(info)
@@ -82,6 +93,7 @@ class ErrorReader:
         # struct sockaddr_in of whoever sent the error follows: family, port, address.
         offender: Address | None = detail[_EXTENDED_ERROR.size + 4 : _EXTENDED_ERROR.size + 8]
         if offender != peer and self._is_of_host(offender or b""):
-            offender = None  # the host has no way, or nobody answers its ARP
+            # The host has no way, or nobody answers its ARP.
+            offender, ttl = None, TTL + 1
         rest = min(info, 0xFFFF).to_bytes(4, "big")  # the next hop's MTU (RFC 1191, 4)
-        return IcmpError(icmp_type, code, rest, offender)
+        return IcmpError(icmp_type, code, rest, offender, max(1, ttl - 1))

@@ -8,7 +8,6 @@ choose and to tell apart.
 """
 
 import errno
-import os
 import secrets
 import socket
 import struct
@@ -16,7 +15,12 @@ import sys
 
 from attrs import define, field
 
-from qemu_usernat.host.error_queue import ErrorReader, forbid_fragments, listen_for_errors
+from qemu_usernat.host.error_queue import (
+    ErrorReader,
+    forbid_fragments,
+    hops_left,
+    listen_for_errors,
+)
 from qemu_usernat.host.refusals import refusal
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.poller import BUSY, Poller
@@ -41,10 +45,10 @@ _ALL_BUT_REPLIES = struct.pack("=I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF)
 
 HOW_TO_ALLOW = (
     "guests cannot ping the outside, and are told so (ICMP 3/13): this system lets us open neither "
-    "a datagram ICMP socket nor a raw one. To enable the first: sysctl -w "
-    'net.ipv4.ping_group_range="{group} {group}"; the second: run with CAP_NET_RAW'
+    "a datagram ICMP socket nor a raw one. To enable the first, for every group: "
+    'sysctl -w net.ipv4.ping_group_range="0 2147483647"; the second: run with CAP_NET_RAW'
 )
-"""What a person is told at start; `group` is the one we run as."""
+"""What a person is told at start."""
 
 
 @define(eq=False)
@@ -81,7 +85,7 @@ def complaint() -> str | None:
         try:
             _raw_socket().close()
         except OSError:
-            return HOW_TO_ALLOW.format(group=os.getegid())
+            return HOW_TO_ALLOW
     return None
 
 
@@ -192,14 +196,14 @@ class _IcmpSocket:
             for _ in range(REPLIES_AT_ONCE):
                 if not self._flows:
                     break  # one that was told of its end, in this very round
-                message, (host, _) = self._sock.recvfrom(_MESSAGE_MAXIMUM)
-                self._on_message(message, socket.inet_aton(host))
+                message, ancillary, _, (host, _) = self._sock.recvmsg(_MESSAGE_MAXIMUM, 64)
+                self._on_message(message, socket.inet_aton(host), hops_left(ancillary))
         except OSError:
             # Nothing more; or an error, whose details are in the queue.
             if self._sock.fileno() >= 0:
                 self.read_errors(now)
 
-    def _on_message(self, message: bytes, source: Address) -> None:
+    def _on_message(self, message: bytes, source: Address, ttl: int) -> None:
         if self._is_raw:
             message = message[4 * (message[0] & 0xF) :]
         if len(message) < _ECHO.size or checksum(message):
@@ -208,7 +212,7 @@ class _IcmpSocket:
         kind, code, _, identifier, sequence = _ECHO.unpack_from(message)
         flow = self._flows.get(identifier)
         if kind == ECHO_REPLY and code == 0 and flow is not None:
-            flow.on_host_reply(memoryview(message)[_ECHO.size :], source, sequence)
+            flow.on_host_reply(memoryview(message)[_ECHO.size :], source, sequence, ttl)
 
     def on_writable(self, now: float) -> None:
         """Never asked for: a request that finds no room is dropped."""

@@ -48,8 +48,8 @@ class HostEcho(Protocol):
 class GuestEcho(Protocol):
     """The way back to the flow's guest."""
 
-    def deliver(self, payload: Buffer, source: Address, sequence: int) -> None:
-        """An echo reply from `source`."""
+    def deliver(self, payload: Buffer, source: Address, sequence: int, ttl: int) -> None:
+        """An echo reply from `source`, with `ttl` hops left."""
 
     def refuse(
         self, error: IcmpError, peer: Address, sequence: int, quoted: bytes, now: float
@@ -103,10 +103,13 @@ class EchoFlow:
             payload, packet.destination, sequence, packet.ttl - 1, packet.dont_fragment, now
         )
 
-    def on_host_reply(self, payload: Buffer, source: Address, sequence: int) -> None:
-        """An echo reply has come to the flow's end on the host."""
+    def on_host_reply(self, payload: Buffer, source: Address, sequence: int, ttl: int) -> None:
+        """An echo reply has come to the flow's end on the host, with `ttl` hops left.
+
+        The hop that is ours is not taken off its last: it has arrived.
+        """
         if (source, sequence) in self._asked and source in self._admitted:
-            self.guest.deliver(payload, source, sequence)
+            self.guest.deliver(payload, source, sequence, max(1, ttl - 1))
         else:
             self.counters.count("icmp.unsolicited")
 

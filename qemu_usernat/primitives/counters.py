@@ -57,6 +57,9 @@ MEANINGS = {
     # ICMP
     "icmp.too_short": "An ICMP message below 8 bytes.",
     "icmp.bad_checksum": "An ICMP message whose checksum is wrong.",
+    "icmp.bad_quote": "An ICMP error of a guest that quotes no packet.",
+    "icmp.guest_error": "An ICMP error of a guest about a packet of ours.",
+    "icmp.guest_path_mtu": "A guest's word that a way behind it is narrower than its link.",
     "icmp.ignored": "A message to the gateway that is no echo request.",
     "icmp.not_carried": "ICMP to the outside that what is there does not carry: refused.",
     "icmp.no_socket": "A ping that was refused, as the system gave no socket for it.",

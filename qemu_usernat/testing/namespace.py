@@ -142,15 +142,8 @@ class NamespaceGuest:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """This thread is in the guest's network for the length of a ``with`` (setns(2))."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _set_namespace(self._namespace)
-            try:
-                yield
-            finally:
-                _set_namespace(home)
-        finally:
-            os.close(home)
+        with inside_namespace(self._namespace):
+            yield
 
     def open_socket(
         self, kind: socket.SocketKind = socket.SOCK_STREAM, protocol: int = 0
@@ -182,6 +175,20 @@ class NamespaceGuest:
     def resume_reading(self) -> None:
         """And goes on where it was."""
         self._process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def inside_namespace(descriptor: int) -> Iterator[None]:
+    """This thread is in that network namespace for the length of a ``with`` (setns(2))."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _set_namespace(descriptor)
+        try:
+            yield
+        finally:
+            _set_namespace(home)
+    finally:
+        os.close(home)
 
 
 def _set_namespace(descriptor: int) -> None:

@@ -273,11 +273,11 @@ class _RecordedEcho:
 
     # -- towards the guest
 
-    def deliver(self, payload: Buffer, source: Address, sequence: int) -> None:
+    def deliver(self, payload: Buffer, source: Address, sequence: int, ttl: int) -> None:
         record = self._records[source]
         record.outcome = Outcome.OPEN
         record._received += len(payload)
-        self.guest.deliver(payload, source, sequence)
+        self.guest.deliver(payload, source, sequence, ttl)
 
     def refuse(
         self, error: IcmpError, peer: Address, sequence: int, quoted: bytes, now: float

@@ -100,6 +100,8 @@ class ServerProcess:
     folder: Path
     mtu: int
     options: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
+    """What runs it: somewhere else, or with less rights."""
     process: "subprocess.Popen[bytes]" = field(init=False)
 
     @property
@@ -110,9 +112,10 @@ class ServerProcess:
     def start(self) -> None:
         """Returns when it listens."""
         serve = [sys.executable, "-m", "qemu_usernat", "serve", "--host-loopback"]
+        options = ["--mtu", str(self.mtu), *self.options]
         with (self.folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [*serve, "--listen", f"unix:{self.path}", "--mtu", str(self.mtu), *self.options],
+                [*self.prefix, *serve, "--listen", f"unix:{self.path}", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -116,6 +116,15 @@ class TcpFlow(GuestHalf):
         self.sender.take(payload, length)
         self.sender.pump(self.output.data, now)
 
+    def on_path_mtu(self, sequence: int, mtu: int) -> bool:
+        """The guest says that a packet of `mtu` bytes and no more would have passed where ours with
+        `sequence` did not; False if that is nothing we have under way (RFC 5927, 4.1)."""
+        sender = self.sender
+        if not sender.acknowledged <= sender.position_of(sequence) < sender.next:
+            return False
+        sender.on_path_mtu(mtu)
+        return True
+
     def on_host_waiting(self) -> None:
         """The server has sent something, but `room` is zero."""
         self.sender.data_waiting = True

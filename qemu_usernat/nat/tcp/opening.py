@@ -10,14 +10,12 @@ from attrs import frozen
 from qemu_usernat.nat.tcp.congestion import CONTROLS
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.receiver import Receiver
-from qemu_usernat.nat.tcp.sender import Sender
+from qemu_usernat.nat.tcp.sender import HEADERS, Sender
 from qemu_usernat.nat.tcp.sinks import GuestWire, HostStream
 from qemu_usernat.primitives.addresses import FlowKey
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import add, difference
 from qemu_usernat.wire.packets import TcpSegment
-
-HEADERS = 40  # bytes of IPv4 and TCP headers without options (RFC 6691, 2)
 
 _TICKS_PER_SECOND = 250_000  # RFC 6528, 3: M counts 4 µs
 

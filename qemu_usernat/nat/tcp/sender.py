@@ -37,6 +37,8 @@ MSS_MINIMUM = 88  # bytes; Linux's floor: smaller ones serve only to cost a segm
 
 DUPLICATE_ACKS = 3  # RFC 5681, 3.2; DupThresh of RFC 6675
 
+HEADERS = 40  # bytes of IPv4 and TCP headers without options (RFC 6691, 2)
+
 TAKEN_AT_ONCE = 256 * 1024
 """Octets from the host in one go, less what would not fill a segment: of 65,480, four fit."""
 
@@ -288,6 +290,15 @@ class Sender:
                 self.counters.count("tcp.bad_selective_acknowledgment")
             elif left > self.acknowledged:  # or an ACK that others have overtaken
                 self.scoreboard.selected(left, right, now)
+
+    def on_path_mtu(self, mtu: int) -> None:
+        """Packets above `mtu` bytes do not arrive: what is under way goes again, in smaller
+        segments, and that is no congestion (RFC 1191, 6.4)."""
+        size = max(mtu - HEADERS, MSS_MINIMUM) & ~1
+        if size < self.maximum_segment_size:
+            self.maximum_segment_size = size
+            self.scoreboard.lose_everything()
+            self._recovery_point = self.next
 
     # -- loss
 

@@ -7,7 +7,7 @@ from attrs import define
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.testing.internet.stage import Stage
-from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, unreachable
+from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, TTL, unreachable
 from qemu_usernat.wire.packets import Buffer
 
 
@@ -43,7 +43,7 @@ class EchoHost:
 
         def answer() -> None:
             if not self._closed:
-                self.flow.on_host_reply(asked, address, sequence)
+                self.flow.on_host_reply(asked, address, sequence, TTL)
                 self.end_turn()
 
         def arrive() -> None:

@@ -1,0 +1,350 @@
+"""Ping, traceroute and path MTU through three real routers, with the tools that people use."""
+
+import errno
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+
+import pytest
+from attrs import frozen
+
+from qemu_usernat.testing.namespace import NamespaceGuest, connect_unix
+from tests.kernel.laboratory import ServerProcess, carry, some_octets
+from tests.kernel.routers import (
+    BLACK_HOLE,
+    NARROW,
+    NO_HOST,
+    NO_NETWORK,
+    PROHIBITED,
+    ROUTERS,
+    SITE,
+    Internetwork,
+    Kernel,
+    internetwork,
+)
+
+pytestmark = pytest.mark.kernel
+
+GATEWAY = "10.0.2.2"
+HOPS = [GATEWAY, *ROUTERS, SITE]
+
+NOT_RAW = ("setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--")
+KINDS: dict[str, tuple[int | None, tuple[str, ...]]] = {
+    "datagram": (0, NOT_RAW),
+    "raw": (None, ()),
+    "neither": (None, NOT_RAW),
+}
+"""ICMP sockets: the group that may open datagram ones, and how the server is run."""
+
+IP_RECVERR, MSG_ERRQUEUE = 11, 0x2000  # linux/in.h, linux/socket.h
+IP_MTU_DISCOVER, PMTUDISC_DO = 10, 2
+ECHO = struct.Struct(">BBHHH")
+
+
+@frozen
+class Room:
+    """A guest, its server, and the internet behind it."""
+
+    net: Internetwork
+    server: ServerProcess
+    guest: NamespaceGuest
+
+    def ask(self, words: str) -> str:
+        """What a program in the guest says, however it ends."""
+        done = subprocess.run(
+            self.guest.command(words.split()),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def room_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Room]]:
+    """A room for each kind of ICMP socket, made when it is asked for first."""
+    for tool in ("nft", "ping", "setpriv", "traceroute", "tracepath"):
+        assert shutil.which(tool), f"{tool} is missing: scripts/setup installs it"
+    with ExitStack() as ends:
+        net = ends.enter_context(internetwork())
+
+        @cache
+        def room(kind: str) -> Room:
+            prefix = tuple(net.host.command(KINDS[kind][1]))
+            server = ServerProcess(tmp_path_factory.mktemp(kind), 65520, prefix=prefix)
+            server.start()
+            ends.callback(server.end)
+            guest = ends.enter_context(NamespaceGuest(connect_unix(server.path)))
+            return Room(net, server, guest)
+
+        def room_allowed(kind: str) -> Room:
+            net.allow_pings(KINDS[kind][0])
+            return room(kind)
+
+        yield room_allowed
+
+
+@pytest.fixture
+def room(room_of: Callable[[str], Room]) -> Room:
+    return room_of("datagram")
+
+
+# -- ping
+
+
+@pytest.mark.parametrize("size", [0, 56, 1000, 1400, 8000, 65507])
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_ping(room_of: Callable[[str], Room], kind: str, size: int) -> None:
+    """Every octet comes back, at every size; ping(8) itself looks at each."""
+    said = room_of(kind).ask(f"ping -n -c 2 -i 0.01 -W 5 -M dont -s {size} {SITE}")
+    assert "2 received" in said
+    assert "wrong data" not in said
+    assert said.count(f"{size + 8} bytes from {SITE}: icmp_seq=") == 2
+    assert "DUP" not in said
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_identifier_sequence_and_payload_are_exact(
+    room_of: Callable[[str], Room], kind: str
+) -> None:
+    """Though Linux sends under an identifier of its own; two guests' programs may have the same."""
+    room = room_of(kind)
+    with room.guest.open_socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as ours:
+        for identifier, sequence in ((0, 0), (1, 0xFFFF), (0xFFFF, 1), (4711, 2)):
+            payload = some_octets(99)
+            message = ECHO.pack(8, 0, 0, identifier, sequence) + payload
+            sum_ = _ones_complement(message)
+            ours.sendto(ECHO.pack(8, 0, sum_, identifier, sequence) + payload, (SITE, 0))
+            packet, (source, _) = ours.recvfrom(65535)
+            kind_, code, _, *numbers = ECHO.unpack_from(packet, 20)
+            assert (source, kind_, code, numbers) == (SITE, 0, 0, [identifier, sequence])
+            assert packet[28:] == payload
+
+
+def _ones_complement(octets: bytes) -> int:
+    words = struct.unpack(f">{(len(octets) + 1) // 2}H", octets + b"\0" * (len(octets) % 2))
+    return int(-sum(words) % 0xFFFF)
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_hops_are_counted_back(room_of: Callable[[str], Room], kind: str) -> None:
+    """The site's 64, less three routers, less ourselves."""
+    assert " ttl=60 " in room_of(kind).ask(f"ping -n -c 1 -W 5 {SITE}")
+
+
+def test_many_pings_at_once(room: Room) -> None:
+    """A flood, and eight programs side by side: each gets its own answers, all of them."""
+    said = room.ask(f"ping -n -q -f -c 500 -W 5 {SITE}")
+    assert "500 received" in said
+    programs = [
+        subprocess.Popen(
+            room.guest.command(f"ping -n -q -c 20 -i 0.01 -W 5 {SITE}".split()),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    for program in programs:
+        assert "20 received, 0% packet loss" in program.communicate(timeout=30)[0]
+    assert room.server.report()["icmp.unsolicited"] == 0
+
+
+def test_without_any_icmp_socket_nothing_is_silent(room_of: Callable[[str], Room]) -> None:
+    """The person who starts the server reads what to enable, the guest hears of it at once."""
+    room = room_of("neither")
+    assert "From 10.0.2.2 icmp_seq=1 Packet filtered" in room.ask(f"ping -n -c 1 -W 5 {SITE}")
+    words = room.server.words()
+    assert "net.ipv4.ping_group_range" in words
+    assert "CAP_NET_RAW" in words
+    assert "Packet filtered" not in room.ask(f"ping -n -c 1 -W 5 {GATEWAY}")
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_with_an_icmp_socket_there_is_no_notice(room_of: Callable[[str], Room], kind: str) -> None:
+    """Whoever can ping is not told how to."""
+    assert "ping_group_range" not in room_of(kind).server.words()
+
+
+# -- who is on the way
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+@pytest.mark.parametrize("form", ["", "-U", "-I", "-T -p 9"])
+def test_traceroute(room_of: Callable[[str], Room], kind: str, form: str) -> None:
+    """The gateway first, then every router by its own address, and the site at the end."""
+    said = room_of(kind).ask(f"traceroute -n -q 1 -w 5 {form} {SITE}")
+    assert re.findall(r"^ *\d+  (\S+)", said, re.M) == HOPS, said
+
+
+def test_traceroute_of_a_place_that_is_nowhere(room: Room) -> None:
+    """As far as it goes, and what the last router says of it: nobody pretends to be the site."""
+    for place, last in ((NO_HOST, "!H"), (PROHIBITED, "!X")):
+        for form in ("-I", "-U", "-T"):
+            said = room.ask(f"traceroute -n -q 1 -w 5 {form} {place}")
+            hops = re.findall(r"^ *\d+  (\S+)", said, re.M)
+            assert hops == [*HOPS[:3], ROUTERS[1]], said
+            assert said.rstrip().endswith(last), said
+
+
+def test_tracepath(room: Room) -> None:
+    """It finds where the way gets narrow, and by the hops left of each answer the way back."""
+    said = room.ask(f"tracepath -n {SITE}")
+    assert list(dict.fromkeys(re.findall(r"^ *\d+:  (\S+)", said, re.M))) == HOPS, said
+    assert f"Resume: pmtu {NARROW} hops 5 back 5" in said, said
+    assert "asymm" not in said, said
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("place", "router", "said"),
+    [
+        (NO_HOST, ROUTERS[1], "Destination Host Unreachable"),
+        (PROHIBITED, ROUTERS[1], "Packet filtered"),
+        (NO_NETWORK, ROUTERS[0], "Destination Net Unreachable"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_a_ping_that_a_router_refuses(
+    room_of: Callable[[str], Room], kind: str, place: str, router: str, said: str
+) -> None:
+    """The guest hears which router it was, and what it said."""
+    assert f"From {router} icmp_seq=1 {said}" in room_of(kind).ask(f"ping -n -c 1 -W 5 {place}")
+
+
+def test_a_host_that_says_nothing_is_not_answered_for(room: Room) -> None:
+    """Nobody forges an answer; and nobody else waits."""
+    said = room.ask(f"ping -n -c 3 -i 0.1 -W 1 {BLACK_HOLE}")
+    assert "0 received, 100% packet loss" in said
+    assert "From" not in said
+
+
+ERRORS = [
+    pytest.param(NO_HOST, ROUTERS[1], 1, errno.EHOSTUNREACH, id="host unreachable"),
+    pytest.param(PROHIBITED, ROUTERS[1], 13, errno.EHOSTUNREACH, id="prohibited"),
+    pytest.param(NO_NETWORK, ROUTERS[0], 0, errno.ENETUNREACH, id="network unreachable"),
+    pytest.param(SITE, SITE, 3, errno.ECONNREFUSED, id="port unreachable"),
+]
+
+
+@pytest.mark.parametrize(("place", "router", "code", "number"), ERRORS)
+def test_what_is_said_against_a_datagram(
+    room: Room, place: str, router: str, code: int, number: int
+) -> None:
+    """The guest's kernel gives the program the very error, from whom it is, about its own words."""
+    with room.guest.open_socket(socket.SOCK_DGRAM) as ours:
+        ours.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        ours.connect((place, 7))
+        ours.send(b"is anybody there?")
+        with pytest.raises(OSError, match=r"\[Errno \d+\]") as caught:
+            ours.recv(100)
+        assert caught.value.errno == number
+        octets, ancillary, _, peer = ours.recvmsg(1000, 1000, MSG_ERRQUEUE)
+    assert (octets, peer) == (b"is anybody there?", (place, 7))
+    (detail,) = (detail for _, kind, detail in ancillary if kind == IP_RECVERR)
+    _, origin, icmp_type, icmp_code = struct.unpack_from("=IBBB", detail)
+    assert (origin, icmp_type, icmp_code) == (2, 3, code)
+    assert socket.inet_ntoa(detail[20:24]) == router
+
+
+@pytest.mark.parametrize(("place", "router", "code", "number"), ERRORS[:3])
+def test_what_is_said_against_a_connection(
+    room: Room, place: str, router: str, code: int, number: int
+) -> None:
+    """connect(2) fails at once, with the router's own words."""
+    with room.guest.open_socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as watch:
+        with pytest.raises(OSError, match=r"\[Errno \d+\]") as caught:
+            room.guest.connect((place, 80))
+        assert caught.value.errno == number
+        packet, (source, _) = watch.recvfrom(1000)
+    assert (source, packet[20], packet[21]) == (router, 3, code)
+    quoted = packet[28:]
+    assert (quoted[9], quoted[16:20]) == (6, socket.inet_aton(place))
+    assert struct.unpack_from(">H", quoted, 22) == (80,)
+
+
+def test_a_refused_port_is_a_reset(room: Room) -> None:
+    """And no ICMP."""
+    with pytest.raises(ConnectionRefusedError):
+        room.guest.connect((SITE, 81))
+
+
+# -- the narrow link
+
+
+def test_ping_that_may_not_be_cut_is_told_how_much_fits(room_of: Callable[[str], Room]) -> None:
+    """By the router before the narrow link; after that the guest's own kernel knows."""
+    room = _with_no_memory(room_of("raw"))
+    ask = f"ping -n -c 1 -W 5 -M do -s 1400 {SITE}"
+    assert f"From {ROUTERS[1]} icmp_seq=1 Frag needed and DF set (mtu = {NARROW})" in room.ask(ask)
+    assert f"message too long, mtu={NARROW}" in room.ask(ask)
+
+
+def test_datagrams_learn_the_width_of_their_path(room: Room) -> None:
+    """The first is too large, the program hears of it; the second gets there, in fragments."""
+    room = _with_no_memory(room)
+    octets = some_octets(5000)
+    with _udp_echo(room.net.site, 2) as port, room.guest.open_socket(socket.SOCK_DGRAM) as ours:
+        ours.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
+        ours.connect((SITE, port))
+        ours.send(octets[:1400])
+        with pytest.raises(OSError, match="too long"):
+            ours.recv(65535)
+        with pytest.raises(OSError, match="too long"):
+            ours.send(octets[:1400])
+        ours.send(octets[: NARROW - 28])
+        assert ours.recv(65535) == octets[: NARROW - 28]
+        ours.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 0)
+        ours.send(octets)
+        assert ours.recv(65535) == octets
+
+
+def test_a_connection_over_the_narrow_link_needs_nothing_from_the_guest(room: Room) -> None:
+    """The guest's segments are of 64 KiB, the link's of 1240 octets, and none of them asks it."""
+    room = _with_no_memory(room)
+    octets = some_octets(5 << 20)
+    with room.net.site.open_socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        ours = room.guest.connect((SITE, listener.getsockname()[1]))
+        theirs, _ = listener.accept()
+        with ours, theirs:
+            theirs.settimeout(30)
+            carry(octets, ours, theirs)
+            carry(octets, theirs, ours)
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 60_000
+
+
+def _with_no_memory(room: Room) -> Room:
+    """Nobody remembers how narrow the way was."""
+    room.guest.run(["ip", "route", "flush", "cache"])
+    room.net.host.run("ip", "route", "flush", "cache")
+    return room
+
+
+# -- servers at the site
+
+
+@contextmanager
+def _udp_echo(kernel: Kernel, answers: int) -> Iterator[int]:
+    """Says back what it is told, at the port given, so many times."""
+    with kernel.open_socket(socket.SOCK_DGRAM) as server:
+        server.bind(("", 0))
+
+        def serve() -> None:
+            for _ in range(answers):
+                octets, peer = server.recvfrom(65535)
+                server.sendto(octets, peer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
