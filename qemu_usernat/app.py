@@ -28,6 +28,7 @@ from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.folder import Folder
 from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
+from qemu_usernat.lease_file import LeaseFile
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.observe import Audit
 from qemu_usernat.policy.rules import NetworkPolicy
@@ -272,15 +273,20 @@ async def serve(
     raise_descriptor_limit()
     with trio.open_signal_receiver(*signals.ANSWERED) as received, signals.answered():
         server = Server(config, PATIENCE, audit=Audit(config.audit))
+        leases = LeaseFile(config.lease_file, server.router.dhcp) if config.lease_file else None
         listeners: list[Listener] = []
         try:
             server.audit.open()
             if config.network.boot.folder is not None:
                 Folder(config.network.boot.folder).check(config.network.boot.names)
+            if leases is not None:
+                leases.open(trio.current_time())
             listeners.extend(Listener.open(endpoint, server.counters) for endpoint in config.listen)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.serve_sockets)
                 nursery.start_soon(server.serve_deadlines)
+                if leases is not None:
+                    nursery.start_soon(leases.keep)
                 for listener in listeners:
                     nursery.start_soon(listener.accept_forever, server.on_connection)
                 for endpoint in config.connect:
@@ -301,6 +307,8 @@ async def serve(
         finally:
             for listener in listeners:
                 listener.close()
+            if leases is not None:
+                leases.close(trio.current_time())
             server.close()
     _log.debug("ended", **server.counters)
 

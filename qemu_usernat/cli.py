@@ -110,6 +110,11 @@ def _network_options(command: _Command) -> _Command:
                 help="Ask this resolver instead of the host's own. May be repeated.",
             ),
             click.option(
+                "--lease-file",
+                metavar="FILE",
+                help="Keep leases in this file: guests have their addresses again after a restart.",
+            ),
+            click.option(
                 "--tftp",
                 metavar="DIR",
                 help="Let guests read the files of this folder by TFTP, to boot from them.",

@@ -19,7 +19,7 @@ from qemu_usernat.connections import Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
 from qemu_usernat.delivery import ETHERNET_MTU, Delivery
 from qemu_usernat.gate import Gate
-from qemu_usernat.gateway.dhcp import SERVER_PORT
+from qemu_usernat.gateway.dhcp import SERVER_PORT, DhcpServer
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import ERROR_TYPES, ErrorLimiter
@@ -448,6 +448,11 @@ class Router:
             self.pings.on_message(content, packet, mac, now)
 
     # -- who is who
+
+    @property
+    def dhcp(self) -> DhcpServer:
+        """Who has which address, and what it is called."""
+        return self._services.dhcp
 
     def link_of(self, address: Address) -> str:
         """The name of the link whose guest speaks from `address`; "" where none does."""

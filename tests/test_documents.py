@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from qemu_usernat.config import read_config
+from qemu_usernat.config.boot import KINDS
 from tests.kernel.conditions import CONDITIONS
 from tools import counters, goodput, tcp_states
 
@@ -124,3 +125,33 @@ def test_the_defaults_of_the_readme_are_the_defaults() -> None:
         assert f"| {value}" in README
     assert f"| {network.congestion}: [the wire does not lose]" in README
     assert f"{network.first_lease} to {network.last_lease}" in README
+
+
+NETWORK_BOOT = (ROOT / "docs" / "network-boot.md").read_text()
+
+
+def test_the_page_of_network_boot_is_true(tmp_path: Path) -> None:
+    """Its configuration loads, its table has every kind of machine, and its command starts.
+
+    Its script boots Linux in tests/qemu/test_network_boot.py.
+    """
+    fenced = dict(re.findall(r"^```(\w+)\n(.*?)^```$", NETWORK_BOOT, re.MULTILINE | re.DOTALL))
+    file = tmp_path / "net.toml"
+    file.write_text(fenced["toml"])
+    boot = read_config(file, {}).network.boot
+    assert (str(boot.folder), set(boot.files)) == ("/srv/tftp", {"bios", "uefi", "ipxe"})
+    rows = re.findall(r"^\| (`.*?`) \|", NETWORK_BOOT, re.MULTILINE)
+    assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == set(KINDS)
+    _, *words = shlex.split(fenced["sh"])
+    words = [{"/srv/tftp": str(tmp_path), "/tmp/guest.sock": ""}.get(word, word) for word in words]
+    words[words.index("--listen") + 1] = f"unix:{tmp_path}/guest.sock"
+    command = [sys.executable, "-m", "qemu_usernat", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert '--bootfile "boot.ipxe" is not to be had from' in done.stderr
+    (tmp_path / "boot.ipxe").touch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("listening on unix:")
+        server.terminate()
+    assert server.returncode == 0

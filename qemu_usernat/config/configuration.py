@@ -54,6 +54,8 @@ class Config:
     """None: no policy was asked for."""
     audit: Path | None = None
     """Where each verdict becomes a line."""
+    lease_file: Path | None = None
+    """Where leases outlive the server."""
 
     def check_links(self) -> None:
         """UserError for a policy of a guest on a link that there will never be."""
@@ -148,7 +150,7 @@ def _policy_table(path: Path) -> Any:
 def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Network]:
     """The values of the keys that are no network's, and the network of the others."""
     values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
-    apart = ("listen", "connect", "verbose", "audit")
+    apart = ("listen", "connect", "verbose", "audit", "lease_file")
     top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
     if "reservation" in values:
         values["reservations"] = values.pop("reservation")
@@ -363,6 +365,7 @@ _SETTINGS = {
     "listen": _Setting("", _endpoints, _ENDPOINTS),
     "mtu": _Setting("", _whole_number, "a whole number of bytes"),
     "audit": _Setting("", _path, "the path of a file"),
+    "lease_file": _Setting("", _path, "the path of a file"),
     "verbose": _Setting("", _truth, "true or false"),
     "tftp": _Setting("", _path, "the path of a folder"),
     "bootfile": _Setting("", read_bootfiles, ALLOWED_BOOTFILES),

@@ -16,7 +16,7 @@ from qemu_usernat.primitives.errors import UserError
 
 ALLOWED = 'tables with "mac", "address" and perhaps "name"'
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @attrs.frozen
@@ -68,7 +68,7 @@ def _mac(text: str) -> MacAddress:
 
 
 def _name(text: str) -> str:
-    if not _LABEL.fullmatch(text.lower()):
+    if not LABEL.fullmatch(text.lower()):
         raise ValueError("not a label")
     return text.lower()  # RFC 4343: names compare without case
 

@@ -13,22 +13,20 @@ from tests.qemu.room import serving
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-SCRIPT = """#!ipxe
-kernel vmlinuz console=ttyS0 booted=over-the-network on=${platform} from=${next-server}
-initrd initrd
-boot
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "network-boot.md").read_text()
+SCRIPT = PAGE.split("```\n#!ipxe", 1)[1].split("```", 1)[0]
 
 
 @pytest.fixture(scope="module")
 def tftp(image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a boot server: a script, Linux, and its initramfs."""
     folder = tmp_path_factory.mktemp("tftp")
-    (folder / "boot.ipxe").write_text(SCRIPT)
+    words = "console=ttyS0 booted=over-the-network on=${platform} from=${next-server}"
+    (folder / "boot.ipxe").write_text("#!ipxe" + SCRIPT.replace("console=ttyS0", words))
     (folder / "vmlinuz").symlink_to(folder / "linux" / "vmlinuz")
     (folder / "linux").mkdir()
     (folder / "linux" / "vmlinuz").write_bytes(image.vmlinuz.read_bytes())
-    (folder / "initrd").write_bytes(gzip.compress(image.initrd.read_bytes(), 1))
+    (folder / "initrd.gz").write_bytes(gzip.compress(image.initrd.read_bytes(), 1))
     return folder
 
 
