@@ -104,6 +104,11 @@ def _network_options(command: _Command) -> _Command:
                 help="Congestion control of TCP towards the guest: none, reno or cubic.",
             ),
             click.option(
+                "--udp-filtering",
+                metavar="NAME",
+                help="Who may send to a guest's UDP port: endpoint, address or address-port.",
+            ),
+            click.option(
                 "--dns",
                 multiple=True,
                 metavar="ADDR[:PORT]",

@@ -87,6 +87,7 @@ def test_every_option_arrives(network: Network) -> None:
     """What is typed is what the network is told."""
     arguments = "serve --listen unix:/a --listen tcp:[::1]:0 --connect unix:/b --mtu 1500"
     arguments += " --host-loopback --congestion cubic --dns 9.9.9.9 --dns 127.0.0.1:5353 -v"
+    arguments += " --udp-filtering endpoint"
     assert main(arguments.split()) == 0
     (config,) = network.configs
     assert config.listen == (UnixEndpoint("/a"), TcpEndpoint("::1", 0))
@@ -95,6 +96,7 @@ def test_every_option_arrives(network: Network) -> None:
     assert config.network.mtu == 1500
     assert config.network.host_loopback
     assert config.network.congestion == "cubic"
+    assert config.network.udp_filtering == "endpoint"
     assert config.network.dns == (
         (IPv4Address("9.9.9.9"), 53),
         (IPv4Address("127.0.0.1"), 5353),

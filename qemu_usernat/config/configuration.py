@@ -27,7 +27,13 @@ from qemu_usernat.config.endpoints import (
     is_decimal,
     parse_endpoint,
 )
-from qemu_usernat.config.network import CONGESTION_ALLOWED, Network, SettingError, Upstream
+from qemu_usernat.config.network import (
+    CONGESTION_ALLOWED,
+    UDP_FILTERING_ALLOWED,
+    Network,
+    SettingError,
+    Upstream,
+)
 from qemu_usernat.config.reservations import ALLOWED as ALLOWED_RESERVATIONS
 from qemu_usernat.config.reservations import read_reservations
 from qemu_usernat.policy.groups import Groups
@@ -360,6 +366,7 @@ _IPV4 = "an IPv4 address, like 10.0.2.2"
 _SETTINGS = {
     "connect": _Setting("", _unix_endpoints, "unix:PATH, or a list of such strings"),
     "congestion": _Setting("", _text, CONGESTION_ALLOWED),
+    "udp_filtering": _Setting("", _text, UDP_FILTERING_ALLOWED),
     "dns": _Setting("", _upstreams, "ADDRESS or ADDRESS:PORT ([IPV6]:PORT), or a list of them"),
     "host_loopback": _Setting("", _truth, "true or false"),
     "listen": _Setting("", _endpoints, _ENDPOINTS),

@@ -31,6 +31,11 @@ _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*
 CONGESTION_CONTROLS = ("none", "reno", "cubic")
 CONGESTION_ALLOWED = f"{', '.join(CONGESTION_CONTROLS[:-1])} or {CONGESTION_CONTROLS[-1]}"
 
+UDP_FILTERINGS = ("endpoint", "address", "address-port")
+"""Who may send to a port that a guest has sent from (RFC 4787, 5): everybody, whoever has one of
+the addresses that it has sent to, or only those very ports of theirs."""
+UDP_FILTERING_ALLOWED = f"{', '.join(UDP_FILTERINGS[:-1])} or {UDP_FILTERINGS[-1]}"
+
 Upstream: TypeAlias = tuple[IPv4Address | IPv6Address, int]
 """A resolver of the host's world: address and port."""
 
@@ -85,7 +90,7 @@ class Network:
     `boot` is what machines boot from the network.
     `host_loopback`
     makes the gateway's address reach the host's 127.0.0.1. `congestion` is the control of
-    TCP towards the guest, one of `CONGESTION_CONTROLS`.
+    TCP towards the guest, one of `CONGESTION_CONTROLS`; `udp_filtering` one of `UDP_FILTERINGS`.
     """
 
     subnet: IPv4Network = attrs.field(default=DEFAULT_SUBNET, converter=_checked_subnet)
@@ -109,6 +114,7 @@ class Network:
     boot: Boot = attrs.Factory(Boot)
     host_loopback: bool = False
     congestion: str = "none"
+    udp_filtering: str = "address"
 
     def __attrs_post_init__(self) -> None:
         self._check_addresses()
@@ -174,6 +180,8 @@ class Network:
             raise SettingError("bootfile", f'"{self.boot.names[0]}"', ALLOWED_WITHOUT_FOLDER)
         if self.congestion not in CONGESTION_CONTROLS:
             raise SettingError("congestion", f'"{self.congestion}"', CONGESTION_ALLOWED)
+        if self.udp_filtering not in UDP_FILTERINGS:
+            raise SettingError("udp_filtering", f'"{self.udp_filtering}"', UDP_FILTERING_ALLOWED)
         if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
             raise SettingError(
                 "domain",

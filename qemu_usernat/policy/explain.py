@@ -16,7 +16,7 @@ from qemu_usernat.policy.flows import (
     judge_for,
     request_of,
 )
-from qemu_usernat.policy.groups import FLOOR, Groups
+from qemu_usernat.policy.groups import FLOOR, MULTICAST, Groups
 from qemu_usernat.policy.judge import (
     HTTP_PORT,
     HTTPS_PORT,
@@ -117,6 +117,9 @@ def _verdicts(judge: Judge, flow: WrittenFlow, request: FlowRequest) -> Iterator
         asked = judge.judge_name(flow.name)
         if asked.action != ALLOW:
             yield f"the name is not looked up: {_told(asked)}"
+    if judge.groups.of(request.destination) == MULTICAST:
+        yield "verdict: dropped: nothing is carried to a group, whatever a rule says"
+        return
     if flow.port == DNS_PORT and not judge.is_named(request):
         yield "verdict: answered by the gateway; each name that is asked for is judged"
         return

@@ -108,7 +108,7 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
             "mtuu = 1500",
             'net.toml: key "mtuu" is not known; did you mean "mtu"? allowed here: '
             "audit, bootfile, congestion, connect, dns, host_loopback, lease_file, listen, mtu, "
-            "tftp, verbose, [network], [policy], [[reservation]]",
+            "tftp, udp_filtering, verbose, [network], [policy], [[reservation]]",
         ),
         (
             "[network]\nsubnett = '10.0.2.0/24'",
@@ -129,6 +129,11 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         ("congestion = 'bbr'", 'key "congestion" is "bbr"; allowed: none, reno or cubic'),
         ("congestion = 3", 'key "congestion" is 3; allowed: none, reno or cubic'),
         ("lease-file = 5", 'key "lease-file" is 5; allowed: the path of a file'),
+        (
+            "udp_filtering = 'port'",
+            'key "udp_filtering" is "port"; allowed: endpoint, address or address-port',
+        ),
+        ("udp_filtering = true", 'key "udp_filtering" is true; allowed: endpoint, address or '),
         ("verbose = 1", 'net.toml: key "verbose" is 1; allowed: true or false'),
         ("listen = 4", 'net.toml: key "listen" is 4; allowed: endpoints'),
         ("listen = ['unix:a', 4]", 'key "listen" is ["unix:a", 4]; allowed: endpoints'),

@@ -1,11 +1,13 @@
 """Explain: what the judge finds, in words."""
 
+import pytest
 from attrs import evolve
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qemu_usernat.policy.explain import WORDS, explain
 from qemu_usernat.policy.flows import SOMEWHERE, WrittenFlow, judge_flow, judge_for, parse_flow
+from qemu_usernat.policy.groups import MULTICAST
 from qemu_usernat.policy.judge import Flight, FlowRequest, Judge, Speech, Why
 from qemu_usernat.policy.rules import ALLOW, NetworkPolicy
 from tests.policy.policies import ADDRESSES, GROUPS_HERE, NAMES, PORTS, packed, policies
@@ -126,6 +128,15 @@ def test_what_the_gateway_answers_itself_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize("address", ["224.0.0.251", "255.255.255.255", "10.0.2.255"])
+def test_groups_are_told_to_be_no_place(address: str) -> None:
+    """A rule for multicast reads well, and lets nothing out: whoever wrote it is to know."""
+    policy = deny_all.rule(f"allow {address}").rule("allow multicast")
+    assert explained(policy, f"udp {address}:5353")[-1] == (
+        "verdict: dropped: nothing is carried to a group, whatever a rule says"
+    )
+
+
 @given(
     policies(),
     st.sampled_from(("tcp", "udp", "icmp")),
@@ -150,7 +161,9 @@ def test_explain_says_what_is_enforced(
     request = FlowRequest(protocol, destination, flow.port, frozenset(names))
     verdict = judge.judge(request)
     final = next(line for line in lines if line.startswith("verdict: "))
-    if flow.port == 53 and not judge.is_named(request):
+    if judge.groups.of(destination) == MULTICAST:
+        assert final.startswith("verdict: dropped")
+    elif flow.port == 53 and not judge.is_named(request):
         assert final.startswith("verdict: answered by the gateway")
     elif verdict.hold:
         unreadable = judge.judge(evolve(request, flight=Flight(Speech.UNREADABLE)))
