@@ -51,7 +51,7 @@ from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
 from qemu_usernat.services import SERVICE_PORTS, Services
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.emit import ETHERNET_HEADER
-from qemu_usernat.wire.headers import Peeked, peek
+from qemu_usernat.wire.headers import Peeked, peek, peek_fragment
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
     HOST_UNREACHABLE,
@@ -67,6 +67,7 @@ from qemu_usernat.wire.packets import (
     TCP,
     UDP,
     Arp,
+    Frame,
     IcmpMessage,
     IpPacket,
     TcpSegment,
@@ -292,7 +293,7 @@ class Router:
                     return
             elif self._on_plain_datagram(frame, peeked, now):
                 return
-        self._on_unusual_frame(frame.tobytes(), now)
+        self._on_unusual_frame(frame, now)
 
     def _on_plain_datagram(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
         """A datagram of a mapping that has sent there before, or one for a service of ours; False
@@ -330,25 +331,29 @@ class Router:
 
     # -- frames: the way aside
 
-    def _on_unusual_frame(self, octets: bytes, now: float) -> None:
+    def _on_unusual_frame(self, frame: memoryview, now: float) -> None:
         try:
-            if octets[12:14] == IPV6:
-                self._on_ipv6(octets, now)
-                return
-            frame = decode(octets)
-            if isinstance(frame.content, Arp):
-                self._services.on_arp(frame.content, frame.source, now)
-            elif frame.destination[0] & _GROUP and not self._addressing.is_group(
-                frame.content.destination
-            ):
-                # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
-                self.counters.count("ipv4.unicast_to_everybody")
+            packet = None if frame[0] & _GROUP else peek_fragment(frame)
+            if packet is not None:
+                self._on_packet(packet, frame[6:12].tobytes(), now)
+            elif frame[12:14] == IPV6:
+                self._on_ipv6(frame.tobytes(), now)
             else:
-                self._on_packet(frame.content, frame.source, now)
+                self._on_decoded(decode(frame), now)
         except Malformed as error:
             self.counters.count(error.reason)
         except Exception as error:
             self.on_bug(error)
+
+    def _on_decoded(self, frame: Frame, now: float) -> None:
+        packet = frame.content
+        if isinstance(packet, Arp):
+            self._services.on_arp(packet, frame.source, now)
+        elif frame.destination[0] & _GROUP and not self._addressing.is_group(packet.destination):
+            # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
+            self.counters.count("ipv4.unicast_to_everybody")
+        else:
+            self._on_packet(packet, frame.source, now)
 
     def _on_ipv6(self, octets: bytes, now: float) -> None:
         """There is none yet; whoever wants to know hears whom it was for."""

@@ -5,6 +5,8 @@ without SYN or URG, and without options but for one SACK option behind two NOPs,
 says what it has beyond a gap. It answers only if all of it is right, checksums included; everything
 else, broken or just unusual, gets None, which means "ask the decoder" and never "refused". So
 nothing is decided here, and a tuple from here is what `decoder` would have said, field by field.
+
+A plain fragment, of which a large datagram makes dozens, has a function of its own.
 """
 
 from struct import Struct
@@ -12,7 +14,7 @@ from typing import TypeAlias
 
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.wire.checksum import partial
-from qemu_usernat.wire.packets import TCP, UDP
+from qemu_usernat.wire.packets import TCP, UDP, IpPacket
 from qemu_usernat.wire.tcp_options import BLOCKS_MAXIMUM, selective_edges, selective_option
 
 Peeked: TypeAlias = tuple[
@@ -27,6 +29,8 @@ sequence, acknowledgment, flags, window, selective); payload bounds are offsets 
 _ETHERNET_IPV4 = ">12xHBxH2xHB3x4s4s"
 _UDP_FRAME = Struct(_ETHERNET_IPV4 + "HHHH")
 _TCP_FRAME = Struct(_ETHERNET_IPV4 + "HHIIHH4x")
+_FRAGMENT = Struct(">12xHBxHHHBB2x4s4s")
+_unpack_fragment = _FRAGMENT.unpack_from
 _unpack_udp = _UDP_FRAME.unpack_from
 _unpack_tcp = _TCP_FRAME.unpack_from
 
@@ -91,3 +95,28 @@ def peek(frame: memoryview) -> Peeked | None:
             return None
         return (UDP, source, source_port, destination, destination_port, 42, end, 0, 0, 0, 0, ())
     return None
+
+
+def peek_fragment(frame: memoryview) -> IpPacket | None:
+    """A fragment without options whose lengths and header checksum are right; else None.
+
+    As `decoder.decode` has it, the payload copied. One whose TTL is below 2 is left alone, too.
+    """
+    length = len(frame)
+    if length < _FRAGMENT.size:
+        return None
+    (ethertype, version, total, identification, word, ttl, protocol,
+     source, destination) = _unpack_fragment(frame)  # fmt: skip
+    end = total + 14
+    if (
+        not word & 0x3FFF
+        or ethertype != 0x0800
+        or version != 0x45
+        or ttl < 2
+        or not _FRAGMENT.size <= end <= length
+        or int.from_bytes(frame[14:34], "big") % 0xFFFF
+    ):
+        return None
+    return IpPacket(source, destination, protocol, ttl, identification,
+                    bool(word & 0x4000), bool(word & 0x2000), (word & 0x1FFF) * 8,
+                    frame[14:34].tobytes(), frame[34:end].tobytes())  # fmt: skip

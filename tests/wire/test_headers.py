@@ -10,7 +10,7 @@ from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.wire.checksum import checksum, pseudo_header
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.emit import SegmentTemplate
-from qemu_usernat.wire.headers import Peeked, peek
+from qemu_usernat.wire.headers import Peeked, peek, peek_fragment
 from qemu_usernat.wire.ipv4 import ipv4_frames
 from qemu_usernat.wire.packets import (
     ACK,
@@ -102,6 +102,38 @@ def slow(frame: bytes) -> Peeked | None:
     assert content.payload == frame[start:end]
     return (packet.protocol, packet.source, content.source_port, packet.destination,
             content.destination_port, start, end, *numbers, selective)  # fmt: skip
+
+
+def slow_fragment(frame: bytes) -> IpPacket | None:
+    """The fragment that the slow tier reads, if it is a plain one."""
+    try:
+        packet = decode(frame).content
+    except Malformed:
+        return None
+    if not isinstance(packet, IpPacket) or len(packet.header) != 20 or packet.ttl < 2:
+        return None
+    return packet if packet.more_fragments or packet.fragment_offset else None
+
+
+def assert_tiers_agree(frame: bytes) -> None:
+    assert peek(memoryview(frame)) == slow(frame)
+    assert peek_fragment(memoryview(frame)) == slow_fragment(frame)
+
+
+def fragment(payload: bytes, word: int = 0x2000) -> bytes:
+    """A frame with a fragment; `word` is flags and offset."""
+    return changed(datagram(payload), 20, word.to_bytes(2, "big"))
+
+
+@pytest.mark.parametrize("word", [0x2000, 0x6000, 0x2001, 0x1FFF, 0x0001, 0x4001])
+@pytest.mark.parametrize("padding", [0, 18])
+def test_a_plain_fragment(word: int, padding: int) -> None:
+    """First, middle or last, with DF or without, padded or not: as the decoder has it."""
+    frame = fragment(b"sixteen octets!!", word)
+    read = peek_fragment(memoryview(frame + bytes(padding)))
+    assert read == slow_fragment(frame)
+    assert read is not None
+    assert (read.fragment_offset, read.payload) == ((word & 0x1FFF) * 8, frame[34:])
 
 
 def test_a_plain_segment() -> None:
@@ -220,6 +252,7 @@ plain_frames = st.one_of(
         [b"", b"", b"\1\1\1\0", b"\2\4\5\xb4", b"\1\1\x08\x0a12345678",
          *(selective_option(tuple(range(2 * blocks))) for blocks in range(1, 5))])),
     st.builds(datagram, st.binary(max_size=100), st.integers(0, 255)),
+    st.builds(fragment, st.binary(max_size=100), st.integers(0, 0xFFFF)),
 )  # fmt: skip
 changes = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=4)
 
@@ -237,27 +270,26 @@ def test_both_tiers_say_the_same(
         if at < len(bent):
             bent[at] = value
     frame = (repaired(bytes(bent)) if repair else bytes(bent))[:cut] + padding
-    assert peek(memoryview(frame)) == slow(frame)
+    assert_tiers_agree(frame)
 
 
 @given(st.binary(max_size=120))
 def test_both_tiers_say_the_same_of_garbage(frame: bytes) -> None:
     """Random bytes are no exception, and raise none."""
-    assert peek(memoryview(frame)) == slow(frame)
+    assert_tiers_agree(frame)
 
 
 @pytest.mark.parametrize(
     "frame",
     [segment(b"data"), segment(), segment(options=selective_option((1, 2, 3, 4))),
-     datagram(b"data"), datagram()],
-    ids=["segment", "acknowledgment", "selective one", "datagram", "empty datagram"],
+     datagram(b"data"), datagram(), datagram(b"data")[:20] + b"\x20\1" + datagram(b"data")[22:]],
+    ids=["segment", "acknowledgment", "selective one", "datagram", "empty datagram", "fragment"],
 )  # fmt: skip
 def test_both_tiers_say_the_same_of_every_single_byte_mutation(frame: bytes) -> None:
     """Each byte set to each value, with the checksums as they were and made right."""
     for at in range(len(frame)):
-        assert peek(memoryview(frame[:at])) == slow(frame[:at])
+        assert_tiers_agree(frame[:at])
         for value in range(256):
             bent = frame[:at] + bytes([value]) + frame[at + 1 :]
-            assert peek(memoryview(bent)) == slow(bent)
-            mended = repaired(bent)
-            assert peek(memoryview(mended)) == slow(mended)
+            assert_tiers_agree(bent)
+            assert_tiers_agree(repaired(bent))
