@@ -160,6 +160,15 @@ class Admission:
         self.on_decision(evolve(decision, enforced=False), now)
         return evolve(decision, verdict=evolve(verdict, action=ALLOW))
 
+    def lets_in(self, guest: Guest, protocol: str, source: Address, port: int, now: float) -> bool:
+        """Whether somebody may write to a guest that has not written there: if the guest might.
+
+        Nobody is told, for the guest has asked for nothing; and nothing is learned by it.
+        """
+        names = self.pins(guest).names(source, now)
+        request = FlowRequest(protocol, source, port, names)
+        return self.judge_of(guest).judge(request).action == ALLOW
+
     def refuse(self, guest: Guest, request: FlowRequest, why: Why, now: float) -> None:
         """Tell of what no policy lets through."""
         self.on_decision(Decision(guest, request, Verdict(DENY, why)), now)

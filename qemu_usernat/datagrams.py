@@ -1,18 +1,27 @@
 """UDP between the guests and the host's world: which mapping a datagram takes, and who opens one.
 
-It owns the table of mappings, its bound, and what a guest is told that gets none. What the gateway
-itself answers, DHCP and DNS, never comes here; whom a mapping lets in is for `nat.udp` to know.
+It owns who may open a mapping, and what a guest is told that gets none. What the gateway itself
+answers, DHCP and DNS, never comes here; whom a mapping lets in is for `nat.udp` to know, and which
+gives way for another for `nat.udp_table`.
+
+A guest that writes to the host's own address, at the port of a mapping of ours, means the guest
+behind that (hairpinning, RFC 4787, REQ-9). The host's kernel brings it there, with the sender's
+mapping as its source; here it only has to be let out, which is asked for each datagram anew: the
+port may be somebody else's in the next moment. Under a policy that is for its rules to say.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from attrs import define, field
 
-from qemu_usernat.admission import Admission
+from qemu_usernat.admission import Admission, Guest
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.guest_wires import UdpWire
+from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.alarms import Alarms
-from qemu_usernat.nat.udp import QUOTED_PAYLOAD, UdpMapping
+from qemu_usernat.nat.udp import ADDRESS, QUOTED_PAYLOAD, UdpMapping
+from qemu_usernat.nat.udp_table import UdpTable
 from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
@@ -21,9 +30,6 @@ from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, PORT_UNREACHABLE
 from qemu_usernat.wire.packets import Buffer, IpPacket, UdpDatagram
 
 UDP_HEADER = 8  # bytes (RFC 768)
-
-MAPPINGS_MAXIMUM = 16384
-"""UDP mappings, each with a descriptor; beyond it new ones are refused."""
 
 
 @define(eq=False)
@@ -40,7 +46,14 @@ class Datagrams:
     admission: Admission
     alarms: Alarms
     counters: Counters
-    mappings: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
+    filtering: str = ADDRESS
+    """One of `UDP_FILTERINGS`."""
+    table: UdpTable = field(factory=UdpTable)
+
+    @property
+    def mappings(self) -> Mapping[tuple[Address, int], UdpMapping]:
+        """By the guest's address and port."""
+        return self.table.by_guest_port
 
     def on_known(
         self,
@@ -54,7 +67,7 @@ class Datagrams:
         now: float,
     ) -> bool:
         """The fast way: send where this mapping has sent before; False if that is not the case."""
-        mapping = self.mappings.get((source, source_port))
+        mapping = self.table.by_guest_port.get((source, source_port))
         outward = self.outward.get(destination, destination)
         if (
             mapping is None
@@ -63,6 +76,7 @@ class Datagrams:
         ):
             return False
         self.delivery.on_neighbour(source, mac.tobytes())
+        mapping.order.move_to_end(mapping)
         mapping.on_guest_datagram(payload, outward, destination_port, head.tobytes(), now)
         return True
 
@@ -81,22 +95,33 @@ class Datagrams:
             return
         outward, port = self.outward.get(destination, destination), datagram.destination_port
         mapping = self.mappings.get((packet.source, datagram.source_port))
+        decision = None
         if mapping is None or not mapping.is_admitted(outward, port):
             guest = self.delivery.guest_at(mac, packet.source)
-            decision = self.admission.admit(guest, "udp", destination, port, now)
-            if decision.verdict.action != ALLOW:
-                self._deny(packet, mac, now)
+            if not self._is_hairpin(destination, port):
+                decision = self.admission.admit(guest, "udp", destination, port, now)
+                if decision.verdict.action != ALLOW:
+                    self._deny(packet, mac, now)
+                    return
+            mapping = self._mapping(guest, datagram.source_port, now)
+            if mapping is None:
+                self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
                 return
-            mapping = self._mapping(packet.source, datagram.source_port, mac, now)
-            if mapping is not None:
-                mapping.filters_ports = self.admission.guards_names
-                mapping.admit(outward, port, decision)
-        if mapping is None:
-            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
-        else:
-            head = packet.header + packet.payload[: UDP_HEADER + QUOTED_PAYLOAD]
-            mapping.on_guest_datagram(datagram.payload, outward, port, head, now)
-            self.alarms.arm(mapping)
+        if decision is not None:
+            mapping.admit(outward, port, decision)
+        head = packet.header + packet.payload[: UDP_HEADER + QUOTED_PAYLOAD]
+        mapping.order.move_to_end(mapping)
+        mapping.on_guest_datagram(datagram.payload, outward, port, head, now)
+        self.alarms.arm(mapping)
+
+    def _is_hairpin(self, destination: Address, port: int) -> bool:
+        """Whether it is for a mapping of ours, as the host's world sees it, and no policy was
+        given that would say."""
+        return (
+            port in self.table.by_host_port
+            and not self.admission.guards_names
+            and self.admission.groups.is_of_host(destination)
+        )
 
     def _deny(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if self.admission.drops:
@@ -107,7 +132,7 @@ class Datagrams:
 
     def end_others(self, address: Address, mac: MacAddress) -> None:
         """Mappings of `address` that another machine than `mac` has opened."""
-        for mapping in tuple(self.mappings.values()):
+        for mapping in self.table:
             if mapping.key[0] == address and any(
                 decision.guest.mac != mac for _, decision in mapping.admitted()
             ):
@@ -115,8 +140,8 @@ class Datagrams:
 
     def judge_again(self) -> None:
         """The policy has changed: what it does not allow any more is not carried any more."""
-        for mapping in self.mappings.values():
-            mapping.filters_ports = self.admission.guards_names
+        for mapping in self.table:
+            mapping.is_guarded = self.admission.guards_names
             for peer, decision in mapping.admitted():
                 if not self.admission.still_allows(decision):
                     self.counters.count("policy.revoked")
@@ -132,25 +157,52 @@ class Datagrams:
     def close(self, mapping: UdpMapping) -> None:
         """Forget the mapping and give its descriptor back."""
         self.alarms.forget(mapping)
-        del self.mappings[mapping.key]
+        self.table.remove(mapping)
         mapping.host.close()
 
-    def _mapping(
-        self, address: Address, port: int, mac: MacAddress, now: float
-    ) -> UdpMapping | None:
+    # -- new ones
+
+    def _mapping(self, guest: Guest, port: int, now: float) -> UdpMapping | None:
         """The mapping of a guest's address and port, opened if it is new; None if it cannot be."""
-        key = (address, port)
-        mapping = self.mappings.get(key)
-        if mapping is not None:
-            return mapping
-        if len(self.mappings) >= MAPPINGS_MAXIMUM:
+        key = (guest.address, port)
+        known = self.mappings.get(key)
+        if known is not None:
+            return known
+        owner = self.delivery.switch.port_of(guest.mac)
+        if self.table.is_full(owner) and not self._make_room(owner, now):
             self.counters.count("udp.mappings_full")
             return None
-        mapping = UdpMapping(key, UdpWire(self.delivery, mac, address, port), self.counters, now)
+        mapping = UdpMapping(
+            key,
+            UdpWire(self.delivery, guest.mac, guest.address, port),
+            self.counters,
+            now,
+            self.filtering,
+            self.admission.guards_names,
+            partial(self._admits_stranger, guest),
+        )
+        if not self._open(mapping) and not (self._make_room(owner, now) and self._open(mapping)):
+            self.counters.count("udp.no_descriptor")
+            return None
+        self.table.add(mapping, owner)
+        return mapping
+
+    def _open(self, mapping: UdpMapping) -> bool:
         try:
             self.open_udp(mapping)
         except OSError:
-            self.counters.count("udp.no_descriptor")
-            return None
-        self.mappings[key] = mapping
-        return mapping
+            return False
+        return True
+
+    def _make_room(self, owner: Port | None, now: float) -> bool:
+        """Close a mapping that others can do without; False if there is none."""
+        mapping = self.table.gives_way(owner, now)
+        if mapping is None:
+            return False
+        self.counters.count("udp.mapping_gave_way")
+        self.close(mapping)
+        return True
+
+    def _admits_stranger(self, guest: Guest, address: Address, port: int, now: float) -> bool:
+        seen = self.delivery.as_guest_sees(address)
+        return self.admission.lets_in(guest, "udp", seen, port, now)

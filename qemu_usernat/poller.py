@@ -89,10 +89,14 @@ class Poller:
         self.change(self._bell, read=True)
         calls, self._again = self._again, []
         for handler, call in calls:
-            try:
-                call(now)
-            except Exception as error:
-                self._give_up(handler, error, now)
+            self.protect(handler, call, now)
+
+    def protect(self, handler: Handler, call: Callable[[float], None], now: float) -> None:
+        """Call `call(now)` for `handler`, which gives up where a bug of ours shows in it."""
+        try:
+            call(now)
+        except Exception as error:
+            self._give_up(handler, error, now)
 
     def on_bug(self, now: float) -> None:
         """The bell serves nobody by itself."""

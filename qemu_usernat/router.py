@@ -91,6 +91,9 @@ class HostEdge(TcpEdge, Protocol):
     def open_echo(self, flow: EchoFlow) -> None:
         """Set `flow.host`. OSError if the host carries no ping."""
 
+    def flush(self, now: float) -> None:
+        """The turn ends: send what was kept to be sent together."""
+
 
 @define(eq=False)
 class Router:
@@ -142,6 +145,7 @@ class Router:
             self.admission,
             self.alarms,
             counters,
+            network.udp_filtering,
         )
         self.connections = Connections(
             self._delivery,
@@ -181,6 +185,7 @@ class Router:
     def end_turn(self, now: float) -> None:
         """Let every touched flow pay what it owes, and every port send."""
         while True:
+            self.edge.flush(now)
             self.connections.flush(now)
             self._send()
             if not self.connections.touched:

@@ -225,6 +225,8 @@ class ScriptedSocket:
 
     mapping: UdpMapping
     network: "ScriptedNetwork"
+    port: int
+    """As others see it."""
     sent: list[tuple[bytes, str, int]] = field(factory=list)
     ways: list[tuple[int, bool]] = field(factory=list)
     """TTL and DF bit of each."""
@@ -232,7 +234,7 @@ class ScriptedSocket:
 
     def hears(self, payload: bytes, source: str, port: int) -> None:
         """Somebody sends to it."""
-        self.mapping.on_host_datagram(payload, packed(source), port)
+        self.mapping.on_host_datagram(payload, packed(source), port, self.network.now)
         self.network.end_turn()
 
     def fails(self, error: IcmpError, peer: str, port: int, payload: bytes = b"") -> None:
@@ -254,6 +256,7 @@ class ScriptedSocket:
 
     def close(self) -> None:
         self.closed = True
+        self.network.host.descriptors += 1
 
 
 @define(eq=False)
@@ -317,8 +320,12 @@ class ScriptedHost:
 
     def open_udp(self, mapping: UdpMapping) -> None:
         self._take_descriptor()
-        socket = mapping.host = ScriptedSocket(mapping, self.network)
+        port = 20000 + len(self.sockets)
+        socket = mapping.host = ScriptedSocket(mapping, self.network, port)
         self.sockets.append(socket)
+
+    def flush(self, now: float) -> None:
+        """Nothing is kept."""
 
     def open_echo(self, flow: EchoFlow) -> None:
         if not self.carries_pings:

@@ -2,17 +2,24 @@
 
 import pytest
 
-from qemu_usernat.datagrams import MAPPINGS_MAXIMUM
 from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME
+from qemu_usernat.nat.udp_table import LIVE_TIME, MAPPINGS_MAXIMUM, MAPPINGS_PER_GUEST
+from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
+from qemu_usernat.testing.internet.world import TEST_NETWORKS
 from qemu_usernat.wire.icmp import IcmpError
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
     GUEST_MAC,
     NAMESERVER,
+    OTHER,
+    OTHER_MAC,
     SERVER,
     ScriptedGuest,
     ScriptedNetwork,
+    ScriptedSocket,
     packed,
     udp,
 )
@@ -181,36 +188,194 @@ def test_an_error_about_what_was_never_sent_is_not_believed(
     assert guest.hears() == []
 
 
-def test_without_descriptors_a_new_mapping_is_refused_and_old_ones_go_on(
+# -- too many of them
+
+
+def converse(network: ScriptedNetwork, guest: ScriptedGuest, port: int) -> ScriptedSocket:
+    """A question of the guest's, and an answer."""
+    guest.sends(guest.datagram(port, SERVER, 99, b"?"))
+    socket = network.host.sockets[-1]
+    socket.hears(b"!", SERVER, 99)
+    assert guest.hears_one().udp.payload == b"!"
+    return socket
+
+
+def test_without_descriptors_a_new_mapping_is_refused_and_conversations_go_on(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
-    """The guest hears that it may not, at once; whoever has a socket keeps it."""
-    guest.sends(guest.datagram(1234, SERVER, 99, b"first"))
+    """The guest hears that it may not, at once; whoever is talking keeps the socket."""
+    talking = converse(network, guest, 1234)
     network.host.descriptors = 0
     guest.sends(guest.datagram(1235, SERVER, 99, b"second"))
     error = guest.hears_one()
     assert (error.icmp.type, error.icmp.code) == (3, 13)
     assert network.counters["udp.no_descriptor"] == 1
     guest.sends(guest.datagram(1234, SERVER, 99, b"third"))
-    assert network.host.sockets[0].sent[1:] == [(b"third", SERVER, 99)]
+    assert talking.sent[1:] == [(b"third", SERVER, 99)]
     network.host.descriptors = 1
     guest.sends(guest.datagram(1235, SERVER, 99, b"again"))
     assert network.host.sockets[1].sent == [(b"again", SERVER, 99)]
 
 
-def test_a_port_scan_cannot_open_sockets_without_end(
+def test_without_descriptors_what_nobody_has_answered_gives_way(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
-    """Beyond the limit new mappings are refused and counted."""
-    frames = [
-        guest.datagram(
-            1024 + number % 60000, SERVER, 99, b"", source=f"10.0.2.{20 + number // 60000}"
-        )
-        for number in range(MAPPINGS_MAXIMUM + 2)
-    ]
-    guest.sends(*frames)
-    assert len(network.router.datagrams.mappings) == MAPPINGS_MAXIMUM
-    assert network.counters["udp.mappings_full"] == 2
+    """The oldest question is given up for a new one, and a silent conversation after all those."""
+    talking = converse(network, guest, 1234)
+    network.host.descriptors = 2
+    for port in range(2000, 2003):
+        guest.sends(guest.datagram(port, SERVER, 99, b"anybody?"))
+    assert [socket.closed for socket in network.host.sockets] == [False, True, False, False]
+    assert network.counters["udp.mapping_gave_way"] == 1
+    for port in (2001, 2002):
+        network.host.sockets[port - 1999].hears(b"!", SERVER, 99)
+    network.advance(LIVE_TIME - 1)
+    guest.sends(guest.datagram(2001, SERVER, 99, b"on"), guest.datagram(2002, SERVER, 99, b"on"))
+    network.advance(1.0)
+    guest.sends(guest.datagram(2003, SERVER, 99, b"anybody?"))
+    assert talking.closed
+    assert [socket.closed for socket in network.host.sockets[2:]] == [False, False, False]
+
+
+def test_twenty_thousand_ports_in_a_second_have_a_bound(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """A scan, or a resolver gone mad: as many descriptors as a guest may have; its conversations,
+    and its neighbour's question, live on, and the last port is served as the first one was."""
+    other = network.guest(OTHER_MAC, OTHER)
+    other.sends(other.datagram(53, SERVER, 99, b"neighbour"))
+    talking = converse(network, guest, 1234)
+    for start in range(0, 20_000, 1000):
+        frames = [guest.datagram(2000 + start + n, SERVER, 99, b"x") for n in range(1000)]
+        guest.sends(*frames)
+        network.advance(0.05)
+    sockets = network.host.sockets
+    assert sum(not socket.closed for socket in sockets) == MAPPINGS_PER_GUEST + 1
+    assert (sockets[0].closed, talking.closed) == (False, False)
+    assert sockets[-1].sent == [(b"x", SERVER, 99)]
+    assert len(network.router.alarms) == MAPPINGS_PER_GUEST + 1
+    guest.sends(guest.ping(GATEWAY))
+    assert guest.hears_one().icmp.type == 0
+    network.advance(IDLE_TIME)
+    network.assert_nothing_left()
+    assert not network.router.datagrams.table.crowds
+
+
+def test_many_guests_together_have_a_bound_and_the_largest_makes_room(
+    network: ScriptedNetwork,
+) -> None:
+    """Nobody who has few loses any to somebody who wants thousands."""
+    macs = [OTHER_MAC[:5] + bytes([n]) for n in range(6)]
+    guests = [network.guest(mac, f"10.0.2.{20 + n}") for n, mac in enumerate(macs)]
+    few = guests.pop()
+    few.sends(*[few.datagram(2000 + n, SERVER, 99, b"x") for n in range(100)])
+    for guest in guests:
+        frames = [guest.datagram(2000 + n, SERVER, 99, b"x") for n in range(MAPPINGS_PER_GUEST)]
+        guest.sends(*frames)
+    table = network.router.datagrams.table
+    assert len(table) == MAPPINGS_MAXIMUM
+    assert next(map(len, table.crowds.values())) == 100
+    assert sum(not socket.closed for socket in network.host.sockets) == MAPPINGS_MAXIMUM
+
+
+# -- filtering, with a policy and without
+
+
+HOST = "192.0.2.1"
+
+
+def network_of(filtering: str = "address", policy: NetworkPolicy | None = None) -> ScriptedNetwork:
+    """One whose host has the address `HOST`."""
+    network = ScriptedNetwork(mtu=1500, udp_filtering=filtering)
+    network.admission.groups = Groups(
+        gateway=frozenset({packed(GATEWAY)}),
+        is_of_host=lambda address: address == packed(HOST),
+        public=TEST_NETWORKS,
+    )
+    network.admission.replace(None if policy is None else PolicySettings(policy=policy))
+    network.router.on_policy(policy is not None, network.now)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("filtering", "heard"),
+    [("endpoint", [99, 98, 97]), ("address", [99, 98]), ("address-port", [99])],
+)
+def test_filtering_is_as_the_configuration_says(filtering: str, heard: list[int]) -> None:
+    """RFC 4787, 5: everybody, who was written to, or only from the very port."""
+    guest = network_of(filtering).guest()
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    (socket,) = guest.network.host.sockets
+    for source, port in ((SERVER, 99), (SERVER, 98), (STRANGER, 97)):
+        socket.hears(b"y", source, port)
+    assert [each.udp.source_port for each in guest.hears()] == heard
+
+
+@pytest.mark.parametrize("source", ["127.0.0.1", HOST, "169.254.169.254"])
+def test_nobody_of_the_floor_is_a_welcome_stranger(source: str) -> None:
+    """The host's own programs, and the metadata service, do not come in where anybody may."""
+    guest = network_of("endpoint").guest()
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    guest.network.host.sockets[0].hears(b"y", source, 99)
+    assert (guest.hears(), guest.network.counters["udp.filtered"]) == ([], 1)
+
+
+def test_a_policy_says_which_strangers_may_come_in() -> None:
+    """Who is open to everybody is, under a policy, open to those whom the guest might write to."""
+    policy = NetworkPolicy.deny_all().rule(f"allow {SERVER}, {STRANGER} on udp/99")
+    guest = network_of("endpoint", policy).guest()
+    guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+    (socket,) = guest.network.host.sockets
+    for source, port in ((STRANGER, 99), (STRANGER, 98), (SERVER, 98), ("203.0.113.10", 99)):
+        socket.hears(b"y", source, port)
+    assert [(each.source, each.udp.source_port) for each in guest.hears()] == [(STRANGER, 99)]
+
+
+# -- hairpinning
+
+
+def test_a_guest_reaches_another_at_its_mapping() -> None:
+    """RFC 4787, REQ-9: where the world sees the other, and as the world sees the sender."""
+    network = network_of("address-port")
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+    one.sends(one.datagram(1111, SERVER, 99, b"here I am"))
+    two.sends(two.datagram(2222, SERVER, 99, b"me, too"))
+    first, second = network.host.sockets
+    for _ in range(2):
+        one.sends(one.datagram(1111, HOST, second.port, b"hello"))
+        two.sends(two.datagram(2222, HOST, first.port, b"hello yourself"))
+    assert first.sent[1:] == [(b"hello", HOST, second.port)] * 2
+    assert second.sent[1:] == [(b"hello yourself", HOST, first.port)] * 2
+    # The host's kernel brings each to the other's socket.
+    second.hears(b"hello", HOST, first.port)
+    heard = two.hears_one()
+    assert (heard.source, heard.udp.source_port) == (HOST, first.port)
+
+
+def test_other_ports_of_the_host_stay_closed() -> None:
+    """A port that was a mapping's a moment ago may be the host's own by now."""
+    network = network_of()
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+    two.sends(two.datagram(2222, SERVER, 53, b"soon over"))
+    port = network.host.sockets[0].port
+    one.sends(one.datagram(1111, HOST, port, b"hello"))
+    one.sends(one.datagram(1111, HOST, port + 7, b"hello"))
+    assert (one.hears_one().icmp.code, network.counters["policy.denied"]) == (13, 1)
+    network.advance(DNS_IDLE_TIME)
+    one.sends(one.datagram(1111, HOST, port, b"hello again"))
+    assert one.hears_one().icmp.code == 13
+    assert [sent for _, *sent in network.host.sockets[1].sent] == [[HOST, port]]
+
+
+def test_under_a_policy_its_rules_say_who_reaches_whom_at_the_host() -> None:
+    """No mapping opens what the policy keeps closed."""
+    policy = NetworkPolicy.deny_all().rule(f"allow {SERVER}")
+    for each, code in ((policy, 13), (policy.rule(f"allow {HOST}"), None)):
+        network = network_of(policy=each)
+        one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+        two.sends(two.datagram(2222, SERVER, 99, b"here I am"))
+        one.sends(one.datagram(1111, HOST, network.host.sockets[0].port, b"hello"))
+        assert [heard.icmp.code for heard in one.hears()] == ([] if code is None else [code])
 
 
 # -- the host's loopback

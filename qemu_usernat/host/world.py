@@ -42,11 +42,13 @@ class SystemWorld:
     _addresses: HostAddresses = field(factory=HostAddresses, init=False)
     _errors: ErrorReader = field(init=False)
     _pings: icmp.HostPings = field(init=False)
+    _datagrams: udp.UdpSockets = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._asker = UpstreamAsker(self.poller, self.counters)
         self._errors = ErrorReader(self._addresses)
         self._pings = icmp.HostPings(self.poller, self.counters, self._errors)
+        self._datagrams = udp.UdpSockets(self.poller, self.counters, self._errors)
 
     # -- for the router: a `HostEdge`
 
@@ -56,11 +58,15 @@ class SystemWorld:
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError: no descriptor."""
-        udp.open_udp(mapping, self.poller, self.counters, self._errors)
+        self._datagrams.open(mapping)
 
     def open_echo(self, flow: EchoFlow) -> None:
         """Set `flow.host`. OSError: the system lets us ping nobody, or no descriptor."""
         self._pings.open(flow)
+
+    def flush(self, now: float) -> None:
+        """Send the datagrams that were kept to go together."""
+        self._datagrams.flush(now)
 
     def is_of_host(self, address: Address) -> bool:
         """Whether the host has this address."""

@@ -1,15 +1,18 @@
 """UDP mappings: one host socket for each guest address and port (RFC 768, RFC 4787).
 
-A mapping is endpoint-independent (RFC 4787, REQ-1) and filters by address (REQ-8): it lets
-in whoever the guest has written to, and nobody else. It owns its peers and its timer; it
-does not know sockets or headers.
+A mapping is endpoint-independent (RFC 4787, REQ-1): whoever the guest writes to from there, it is
+one socket. Whom it lets in is its filtering (REQ-8). It owns its peers, what is kept of each, and
+its timer; it does not know sockets or headers.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import define, field
 
 from qemu_usernat.admission import Decision
+from qemu_usernat.config.network import UDP_FILTERINGS
 from qemu_usernat.primitives.addresses import DNS_PORT, Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MINUTE, SECOND
@@ -18,17 +21,23 @@ from qemu_usernat.wire.packets import Buffer
 
 IDLE_TIME = 5 * MINUTE  # RFC 4787, REQ-5: 2 minutes at least, 5 recommended
 DNS_IDLE_TIME = 20 * SECOND  # RFC 4787, REQ-5 b: shorter for a port in 0-1023, as DNS is
-HEADS_MAXIMUM = 64
-"""Datagrams of one mapping that can be quoted."""
 QUOTED_PAYLOAD = 32
 """Bytes kept of a payload, where an error quotes less of it: RFC 792 asks for none beyond the UDP
 header, but tracepath(8) finds its own words again."""
 PEERS_MAXIMUM = 1024
-"""Addresses that one mapping lets in; the one written to longest ago is forgotten first."""
+"""Addresses and ports that one mapping knows; the one written to longest ago is forgotten first."""
+PEERS_PER_GUEST = 16384
+"""Those of all mappings of a guest; beyond it, who meets a new one forgets one of its own."""
+
+ENDPOINT, ADDRESS, ADDRESS_PORT = UDP_FILTERINGS
 
 
 class HostDatagrams(Protocol):
     """The mapping's socket on the host."""
+
+    @property
+    def port(self) -> int:
+        """At which the host's world sees the mapping."""
 
     def send(
         self,
@@ -38,7 +47,8 @@ class HostDatagrams(Protocol):
         ttl: int,
         dont_fragment: bool,
         now: float,
-    ) -> None: ...
+    ) -> None:
+        """Send, by the end of the turn at the latest: `payload` is good until then."""
 
     def close(self) -> None: ...
 
@@ -54,6 +64,27 @@ class GuestDatagrams(Protocol):
         the host's world."""
 
 
+@define
+class Tally:
+    """How many peers all mappings of one guest know."""
+
+    peers: int = 0
+
+
+@define(eq=False)
+class _Peer:
+    """An address and port of the host's world that the guest has written to."""
+
+    decision: Decision | None
+    """What the policy said of it, asked once and kept; None where it is to be asked each time."""
+    head: bytes = b""
+    """How the last datagram to it began, for errors that quote it."""
+
+
+def _nobody(address: Address, port: int, now: float) -> bool:
+    return False
+
+
 @define(eq=False)
 class UdpMapping:
     """One guest address and port, and the world it talks to."""
@@ -62,16 +93,23 @@ class UdpMapping:
     guest: GuestDatagrams
     counters: Counters
     sent_at: float
+    filtering: str = ADDRESS
+    is_guarded: bool = False
+    """Whether there is a policy: then only the very port that was written to may answer."""
+    admits_stranger: Callable[[Address, int, float], bool] = _nobody
+    """Whether somebody may come in that the guest has not written to, if nothing else is against
+    it."""
+    tally: Tally = field(factory=Tally)
+    order: "OrderedDict[UdpMapping, None]" = field(factory=OrderedDict)
+    """Among which of its guest's mappings it stands, the one used last at the end."""
     host: HostDatagrams = field(init=False)
     idle_time: float = DNS_IDLE_TIME
-    filters_ports: bool = False
-    """Whether only the very port that was written to may answer."""
-    _peers: dict[Address, None] = field(factory=dict)
-    """Addresses written to; the one written to last is the last."""
-    _heads: dict[tuple[Address, int], bytes] = field(factory=dict)
-    """How the last datagram to each address and port began, for errors that quote it."""
-    _admitted: dict[tuple[Address, int], Decision] = field(factory=dict)
-    """Address and port, of the host's world, and what the policy said of it."""
+    is_answered: bool = False
+    """Whether anybody has been let in."""
+    _peers: "OrderedDict[tuple[Address, int], _Peer]" = field(factory=OrderedDict)
+    """The one written to last is the last."""
+    _ports: dict[Address, int] = field(factory=dict)
+    """How many peers have this address."""
 
     def on_guest_datagram(
         self, payload: Buffer, address: Address, port: int, head: bytes, now: float
@@ -84,59 +122,101 @@ class UdpMapping:
         self.sent_at = now
         if port != DNS_PORT:
             self.idle_time = IDLE_TIME
-        if address in self._peers:
-            del self._peers[address]
-        elif len(self._peers) >= PEERS_MAXIMUM:
-            del self._peers[next(iter(self._peers))]
-        self._peers[address] = None
-        heads, where = self._heads, (address, port)
-        if len(heads) >= HEADS_MAXIMUM and where not in heads:
-            del heads[next(iter(heads))]
-        heads[where] = head
+        where = address, port
+        peer = self._peers.get(where)
+        if peer is None:
+            peer = self._meet(where, None)
+        else:
+            self._peers.move_to_end(where)
+        peer.head = head
         # One hop is ours (RFC 1812, 5.3.1); the DF bit is the guest's to set (RFC 1191, 3).
         self.host.send(payload, address, port, head[8] - 1, bool(head[6] & 0x40), now)
 
-    def has_written_to(self, address: Address) -> bool:
-        """Whether the guest has written to `address`, one of the host's world, from here."""
-        return address in self._peers
+    # -- peers
 
     def is_admitted(self, address: Address, port: int) -> bool:
-        """Whether the guest may write there, of the host's world: asked once, and kept."""
-        return (address, port) in self._admitted
+        """Whether the guest may write there, of the host's world, without being asked again."""
+        peer = self._peers.get((address, port))
+        return peer is not None and peer.decision is not None
 
     def admit(self, address: Address, port: int, decision: Decision) -> None:
         """The guest may write there."""
-        if len(self._admitted) >= PEERS_MAXIMUM:
-            del self._admitted[next(iter(self._admitted))]
-        self._admitted[address, port] = decision
+        peer = self._peers.get((address, port))
+        if peer is None:
+            self._meet((address, port), decision)
+        else:
+            peer.decision = decision
 
     def admitted(self) -> list[tuple[tuple[Address, int], Decision]]:
         """Where the guest may write, and why."""
-        return list(self._admitted.items())
+        return [
+            (where, peer.decision)
+            for where, peer in self._peers.items()
+            if peer.decision is not None
+        ]
 
     def revoke(self, address: Address, port: int) -> None:
         """It may no more, nor hear from there."""
-        del self._admitted[address, port]
-        if not any(other == address for other, _ in self._admitted):
-            self._peers.pop(address, None)
+        self._forget((address, port))
 
-    def on_host_datagram(self, payload: Buffer, address: Address, port: int) -> None:
+    def forget_peers(self) -> None:
+        """The mapping ends."""
+        for where in tuple(self._peers):
+            self._forget(where)
+
+    def _meet(self, where: tuple[Address, int], decision: Decision | None) -> _Peer:
+        full = len(self._peers) >= PEERS_MAXIMUM or self.tally.peers >= PEERS_PER_GUEST
+        if full and self._peers:
+            self._forget(next(iter(self._peers)))
+        peer = self._peers[where] = _Peer(decision)
+        self._ports[where[0]] = self._ports.get(where[0], 0) + 1
+        self.tally.peers += 1
+        return peer
+
+    def _forget(self, where: tuple[Address, int]) -> None:
+        del self._peers[where]
+        self.tally.peers -= 1
+        address = where[0]
+        self._ports[address] -= 1
+        if not self._ports[address]:
+            del self._ports[address]
+
+    # -- the way in
+
+    def on_host_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
         """Somebody sends to the mapping's socket."""
-        if address in self._peers and (not self.filters_ports or (address, port) in self._admitted):
+        if self.lets_in(address, port, now):
+            self.is_answered = True
             self.guest.deliver(payload, address, port)
         else:
             self.counters.count("udp.filtered")
+
+    def lets_in(self, address: Address, port: int, now: float) -> bool:
+        """Whether a datagram from there reaches the guest (RFC 4787, 5)."""
+        if self.filtering == ADDRESS and not self.is_guarded:
+            return address in self._ports
+        if (address, port) in self._peers:
+            return True
+        return self.filtering == ENDPOINT and self.admits_stranger(address, port, now)
 
     def on_host_error(
         self, error: IcmpError, peer: Address, port: int, payload: bytes, now: float
     ) -> None:
         """The host's network reports an error about a datagram to `peer`, which began with
         `payload`, as far as the error quotes it."""
-        head = self._heads.get((peer, port))
-        if peer in self._peers and head is not None:
+        known = self._peers.get((peer, port))
+        if known is not None and known.head:
+            head = known.head
             headers = 4 * (head[0] & 0xF) + 8
             quoted = head[:headers] + max(payload, head[headers:], key=len)
             self.guest.refuse(error, peer, port, quoted, now)
+
+    # -- time
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether it is more than a question: somebody has answered, and not only by DNS."""
+        return self.is_answered and self.idle_time == IDLE_TIME
 
     def deadline(self) -> float:
         """When the mapping has been idle for too long."""

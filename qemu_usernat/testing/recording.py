@@ -68,6 +68,10 @@ class RecordingWorld:
         self.world.open_echo(flow)
         flow.host = flow.guest = _RecordedEcho(flow.host, flow.guest, flow, self._begin)
 
+    def flush(self, now: float) -> None:
+        """Pass on."""
+        self.world.flush(now)
+
     def is_of_host(self, address: Address) -> bool:
         """The world's."""
         return self.world.is_of_host(address)
@@ -202,6 +206,10 @@ class _RecordedDatagrams:
     _records: dict[tuple[Address, int], FlowRecord] = field(factory=dict)
 
     # -- towards the world
+
+    @property
+    def port(self) -> int:
+        return self.host.port
 
     def send(
         self,

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from qemu_usernat.host import tcp, udp
+from qemu_usernat.host import tcp
 from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.host.error_queue import ErrorReader
 from qemu_usernat.host.icmp import HostPings
+from qemu_usernat.host.udp import UdpSockets
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
@@ -36,6 +37,7 @@ class LoopbackRoom:
         self.counters = self.network.counters
         self.errors = ErrorReader(HostAddresses(clock=lambda: self.network.now))
         self.pings = HostPings(self.poller, self.counters, self.errors)
+        self.datagrams = UdpSockets(self.poller, self.counters, self.errors)
         self.guest: ScriptedGuest = self.network.guest()
 
     # HostEdge
@@ -45,10 +47,13 @@ class LoopbackRoom:
         tcp.dial(flow, address, port, ttl, self.poller, self.network.router.touch, self.errors)
 
     def open_udp(self, mapping: UdpMapping) -> None:
-        udp.open_udp(mapping, self.poller, self.counters, self.errors)
+        self.datagrams.open(mapping)
 
     def open_echo(self, flow: EchoFlow) -> None:
         self.pings.open(flow)
+
+    def flush(self, now: float) -> None:
+        self.datagrams.flush(now)
 
     # turns
 

@@ -226,6 +226,7 @@ def test_what_the_host_refuses_to_send_is_counted(room: LoopbackRoom) -> None:
     room.guest.sends(room.guest.datagram(1234, GATEWAY, port_of(room.udp_server()), b"hello"))
     (mapping,) = room.network.router.datagrams.mappings.values()
     mapping.host.send(b"everybody", packed("255.255.255.255"), 9, 64, False, 0.0)
+    room.flush(0.0)
     assert sum(count for name, count in room.counters.items() if name.startswith("udp.send_")) == 1
     mapping.host.close()
     mapping.host.send(b"late", packed("127.0.0.1"), 9, 64, False, 0.0)

@@ -213,6 +213,8 @@ def test_only_who_was_written_to_may_answer() -> None:
     """Another port of the same address is a third party."""
 
     class Deaf:
+        port = 4000
+
         def __init__(self) -> None:
             self.heard: list[int] = []
 
@@ -229,11 +231,11 @@ def test_only_who_was_written_to_may_answer() -> None:
     for filters, heard in ((True, [7]), (False, [7, 8])):
         end.heard.clear()
         mapping = UdpMapping((parse_address("10.0.2.15"), 4000), end, Counters(), 0.0)
-        mapping.host, mapping.filters_ports = end, filters
+        mapping.host, mapping.is_guarded = end, filters
         mapping.admit(site, 7, None)  # type: ignore[arg-type]
         mapping.on_guest_datagram(b"x", site, 7, bytes(28), 0.0)
         for port in (7, 8):
-            mapping.on_host_datagram(b"x", site, port)
+            mapping.on_host_datagram(b"x", site, port, 0.0)
         assert end.heard == heard
 
 

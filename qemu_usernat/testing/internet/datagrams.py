@@ -43,6 +43,7 @@ class HostSocket:
         self._records: dict[tuple[Address, int], tuple[Connection, Random]] = {}
         self._handling = 0
         self._closed = False
+        self.port = mapping.key[1]
 
     # -- for the mapping, within turns
 
@@ -165,7 +166,7 @@ class HostSocket:
         def deliver() -> None:
             if not self._closed:
                 record.sent += len(payload)
-                self._mapping.on_host_datagram(payload, address, port)
+                self._mapping.on_host_datagram(payload, address, port, trio.current_time())
                 self._end_turn()
 
         host.to_guest.carry(self._stage.timeline, chance, len(payload), deliver)

@@ -114,6 +114,9 @@ class InternetWorld:
         self._source(*flow.key)
         flow.host = EchoHost(flow, self._stage, self._end_turn)
 
+    def flush(self, now: float) -> None:
+        """Nothing was kept."""
+
     # -- what never came here
 
     def on_nobody(self, guest: Guest, request: FlowRequest, name: str | None = None) -> None:
