@@ -38,13 +38,15 @@ class Handler(Protocol):
 class Poller:
     """Sockets and their handlers."""
 
-    __slots__ = ("_again", "_bell", "_on_bug", "_selector")
+    __slots__ = ("_again", "_bell", "_on_bug", "_selector", "rounds")
 
     def __init__(self, on_bug: BugCallback = surface) -> None:
         """`on_bug` is told what a handler has raised, before the handler gives up."""
         self._selector = selectors.DefaultSelector()
         self._again: list[tuple[Handler, Callable[[float], None]]] = []
         self._on_bug = on_bug
+        self.rounds = 0
+        """How many there have been: each is a turn."""
         # A socket of nobody, never readable and always writable: watched for the one it sleeps,
         # for the other it rings, and `fileno` with it.
         self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -103,6 +105,7 @@ class Poller:
 
     def wait(self, patience: float = 0.0) -> Ready:
         """What is ready, waiting for the first of it up to `patience` seconds."""
+        self.rounds += 1
         return self._selector.select(patience)
 
     def dispatch(self, ready: Ready, now: float) -> None:

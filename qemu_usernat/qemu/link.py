@@ -35,6 +35,7 @@ class Link:
         "_poller",
         "_sock",
         "_switch",
+        "_taken_in",
         "_writing",
         "port",
     )
@@ -63,14 +64,17 @@ class Link:
         self._frames = FrameBuffer()
         self._more = self._writing = False
         self._now = 0.0
+        self._taken_in = -1
+        """The round in which frames were last handed out."""
         self.port = Port(name, counters, transmit=self.transmit)
         switch.attach(self.port)
 
     # -- Handler
 
     def on_readable(self, now: float) -> None:
-        """Frames of the guest, or its end; first those that have been read already."""
-        if self._sock is None or self._more:
+        """Frames of the guest, or its end; first those that have been read already, and not over
+        those that this turn has taken."""
+        if self._sock is None or self._more or self._taken_in == self._poller.rounds:
             return
         try:
             received = self._sock.recv_into(self._frames.free())
@@ -87,6 +91,7 @@ class Link:
     def _take(self, received: int, now: float) -> None:
         """Hand frames to the switch; the rest in the next round, so that others have theirs."""
         self._now = now
+        self._taken_in = self._poller.rounds
         try:
             self._more = self._frames.take(received, self._on_frame)
         except Malformed as error:

@@ -88,6 +88,25 @@ def test_a_flood_of_tiny_frames_lets_others_have_their_turn(room: Room) -> None:
     assert turns[:2] == [FRAMES_AT_ONCE, 2 * FRAMES_AT_ONCE]
 
 
+@pytest.mark.parametrize("bell_first", [True, False])
+def test_frames_are_good_for_the_whole_turn(room: Room, bell_first: bool) -> None:
+    """What flows hold of a turn's frames until its end is not written over by the next ones, though
+    the rest of a flood and new frames are there at once."""
+    views: list[memoryview] = []
+    room.switch.gateway = lambda frame, now: views.append(frame)
+    tiny = [GATEWAY + GUEST + n.to_bytes(2, "big") for n in range(FRAMES_AT_ONCE + 100)]
+    room.qemu.sendall(b"".join(map(framed, tiny)))
+    room.turn()
+    room.qemu.sendall(framed(FRAME) * 300)
+    heard = [bytes(view) for view in views]
+    for _ in range(3):
+        views.clear()
+        ready = sorted(room.poller.wait(), key=lambda each: each[0].data is room.link)
+        room.poller.dispatch(ready if bell_first else ready[::-1], 1.0)
+        heard += map(bytes, views)
+    assert heard == [*tiny, *[FRAME] * 300]
+
+
 def test_a_flood_and_then_nothing(room: Room) -> None:
     """QEMU is gone, but what its guest said before is heard first."""
     stream = framed(GATEWAY + GUEST + b"\x88\xb5") * (FRAMES_AT_ONCE + 1)
