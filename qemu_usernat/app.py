@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+import dns.name
 import structlog
 import trio
 from attrs import define, evolve, field
@@ -121,7 +122,13 @@ class Server:
             self.poller.close()
             raise
         forwarder = DnsForwarder(
-            zone=Zone(network.gateway.packed, network.nameserver.packed, network.subnet.prefixlen),
+            zone=Zone(
+                network.gateway.packed,
+                network.nameserver.packed,
+                network.subnet.prefixlen,
+                dns.name.from_text(network.domain),
+                network.records,
+            ),
             upstreams=world.upstreams,
             asker=world,
             random_id=partial(secrets.randbits, 16),

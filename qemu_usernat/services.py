@@ -4,7 +4,7 @@ It owns which packet is for which service, and how an answer leaves. What is ans
 classes in `gateway/` to know; names over TCP are connections, and come by `dns_service`.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from functools import partial
 from math import inf
 
@@ -12,6 +12,7 @@ from attrs import define, field
 
 from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
+from qemu_usernat.config.records import INTERNAL
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, is_lease
@@ -41,6 +42,10 @@ from qemu_usernat.wire.packets import (
 SERVICE_PORTS = frozenset({DNS_PORT, SERVER_PORT, TFTP_PORT})
 """UDP ports at which the gateway itself may be meant."""
 
+NEVER_CHOSEN = frozenset({"localhost", "wpad", "isatap"})
+"""Names that no guest can give itself: by the last two machines find by themselves whom to send
+all that they say through."""
+
 
 @define(eq=False)
 class Services:
@@ -58,11 +63,15 @@ class Services:
     _arp: ArpResponder = field(init=False)
     _echo: EchoResponder = field(factory=EchoResponder)
     dhcp: DhcpServer = field(init=False)
+    _reserved: dict[str, MacAddress] = field(init=False)
+    """Names that are kept for machines."""
 
     def __attrs_post_init__(self) -> None:
         network = self.addressing.network
         self._arp = ArpResponder(network.gateway_mac, self.addressing.own)
         self.dhcp = DhcpServer(_dhcp_settings(network), self.counters)
+        self.dns_gate.forwarder.zone.guests = self._guest_names
+        self._reserved = {each.name: each.mac for each in network.reservations if each.name}
         self.tftp = None
         if self.open_file is not None:
             self.tftp = TftpServer(self.open_file, self._send_tftp, self.counters)
@@ -91,6 +100,22 @@ class Services:
         """Whether it is ours, or of a guest that has spoken from it or has leased it."""
         known = address in self.addressing.own or self.delivery.mac_of(address) is not None
         return known or self.dhcp.has_leased(address, now)
+
+    def _guest_names(self, now: float) -> Iterator[tuple[Address, str]]:
+        """The guests that have an address and a name.
+
+        Where a policy holds, one chooses its own name below `.internal` only: in a domain that the
+        world has, too, it would be to its neighbours what is somebody else's there.
+        """
+        domain = self.dns_gate.forwarder.zone.domain
+        may_choose = domain.is_subdomain(INTERNAL) or not self.admission.guards_names
+        for lease in self.dhcp.leases(now):
+            owner = self._reserved.get(lease.name)
+            if lease.name and (
+                owner == lease.mac
+                or (owner is None and may_choose and lease.name not in NEVER_CHOSEN)
+            ):
+                yield lease.address, lease.name
 
     # -- neighbours
 
@@ -243,6 +268,7 @@ def _dhcp_settings(network: Network) -> DhcpSettings:
         mtu=network.mtu,
         lease_time=network.lease_time,
         domain=network.domain,
+        search=network.search,
         ntp_servers=tuple(address.packed for address in network.ntp),
         reservations=network.reservations,
         boot=network.boot,

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from attrs import define, evolve, field, frozen
+from dns import name
 
 from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
@@ -603,7 +604,9 @@ class ScriptedNetwork:
         self.counters = Counters()
         self.host = ScriptedHost(self)
         self.resolvers = ScriptedResolvers()
-        zone = Zone(self.settings.gateway.packed, self.settings.nameserver.packed, 24)
+        domain = name.from_text(self.settings.domain)
+        gateway, nameserver = self.settings.gateway.packed, self.settings.nameserver.packed
+        zone = Zone(gateway, nameserver, 24, domain, self.settings.records)
         forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
         self.admission = Admission(Groups(public=TEST_NETWORKS))
         self.router = Router(

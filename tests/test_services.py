@@ -1,11 +1,18 @@
 """The gateway's own services, as a guest's frames reach them."""
 
+from ipaddress import IPv4Address
 from unittest.mock import patch
 
 import dns.message
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qemu_usernat.config.reservations import Reservation
+from qemu_usernat.gateway.leases import HeldLease
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
+from qemu_usernat.primitives.addresses import format_address
 from qemu_usernat.wire.headers import peek
 from tests.scripted_guest import (
     GATEWAY,
@@ -60,3 +67,42 @@ def test_a_question_goes_the_same_way_whether_quick_or_not(
     """The short way of plain questions is a shortcut, and leads where the long one does."""
     quick = _conversation(all_said, is_guarded, is_quick=True)
     assert quick == _conversation(all_said, is_guarded, is_quick=False)
+
+
+# Names of guests
+
+
+def _named(network: ScriptedNetwork) -> list[tuple[str, str]]:
+    zone = network.router.dns.zone
+    return [(format_address(address), name) for address, name in zone.guests(network.now)]
+
+
+def _lease(number: int, name: str) -> HeldLease:
+    mac = bytes((0x52, 0x54, 0, 0, 0, number))
+    return HeldLease(bytes((10, 0, 2, 20 + number)), mac, name, b"\1" + mac, 2000.0)
+
+
+def test_guests_are_known_by_what_they_call_themselves() -> None:
+    """For as long as they have their leases; but not by a name that is kept for another."""
+    kept = Reservation(bytes((0x52, 0x54, 0, 0, 0, 9)), IPv4Address("10.0.2.200"), "db")
+    network = ScriptedNetwork(reservations=(kept,))
+    names = ["web", "", "db", "wpad", "localhost"]
+    network.router._services.dhcp.restore(_lease(n, name) for n, name in enumerate(names))
+    assert _named(network) == [("10.0.2.20", "web")]
+    network.now = 2000.0
+    assert _named(network) == []
+
+
+@pytest.mark.parametrize(
+    ("domain", "known"),
+    [("internal", ["web", "db"]), ("lab.internal", ["web", "db"]), ("example.com", ["db"])],
+)
+def test_under_a_policy_no_guest_takes_a_name_of_the_world(domain: str, known: list[str]) -> None:
+    """In a domain that others have, too, only the operator gives names: a guest that calls itself
+    `www` would be `www.example.com` to its neighbours."""
+    mac = bytes((0x52, 0x54, 0, 0, 0, 1))
+    kept = Reservation(mac, IPv4Address("10.0.2.21"), "db")
+    network = ScriptedNetwork(reservations=(kept,), domain=domain)
+    network.admission.replace(PolicySettings(policy=NetworkPolicy.allow_all()))
+    network.router._services.dhcp.restore([_lease(0, "web"), _lease(1, "db")])
+    assert [name for _, name in _named(network)] == known

@@ -34,6 +34,8 @@ from qemu_usernat.config.network import (
     SettingError,
     Upstream,
 )
+from qemu_usernat.config.records import ALLOWED as ALLOWED_RECORDS
+from qemu_usernat.config.records import read_records
 from qemu_usernat.config.reservations import ALLOWED as ALLOWED_RESERVATIONS
 from qemu_usernat.config.reservations import read_reservations
 from qemu_usernat.policy.groups import Groups
@@ -44,7 +46,7 @@ from qemu_usernat.primitives.addresses import DNS_PORT, MacAddress, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
 _TABLE = "network"
-_LISTS = ("reservation",)
+_LISTS = ("reservation", "record")
 """Keys of the top that are lists of tables."""
 
 
@@ -158,8 +160,9 @@ def _checked(given: Mapping[str, tuple[str, Any]]) -> tuple[dict[str, Any], Netw
     values = {key: _read(_SETTINGS[key], *raw) for key, raw in given.items()}
     apart = ("listen", "connect", "verbose", "audit", "lease_file")
     top: dict[str, Any] = {key: values.pop(key) for key in apart if key in values}
-    if "reservation" in values:
-        values["reservations"] = values.pop("reservation")
+    for key in _LISTS:
+        if key in values:
+            values[f"{key}s"] = values.pop(key)
     boot = Boot(values.pop("tftp", None), values.pop("bootfile", {}))
     try:
         return top, Network(boot=boot, **values)
@@ -341,6 +344,10 @@ def _domain(raw: Any) -> str:
     return _text(raw).lower()  # RFC 4343: names compare without case
 
 
+def _domains(raw: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_domain(text) for text in _texts(raw)))
+
+
 def _upstreams(raw: Any) -> tuple[Upstream, ...]:
     return tuple(_upstream(text) for text in _texts(raw))
 
@@ -376,6 +383,7 @@ _SETTINGS = {
     "verbose": _Setting("", _truth, "true or false"),
     "tftp": _Setting("", _path, "the path of a folder"),
     "bootfile": _Setting("", read_bootfiles, ALLOWED_BOOTFILES),
+    "record": _Setting("", read_records, ALLOWED_RECORDS),
     "reservation": _Setting("", read_reservations, ALLOWED_RESERVATIONS),
     "subnet": _Setting(_TABLE, _subnet, "an IPv4 subnet, like 10.0.2.0/24"),
     "gateway": _Setting(_TABLE, _address, _IPV4),
@@ -384,6 +392,7 @@ _SETTINGS = {
     "last_lease": _Setting(_TABLE, _address, _IPV4),
     "ntp": _Setting(_TABLE, _addresses, f"{_IPV4}, or a list of them"),
     "lease_time": _Setting(_TABLE, _whole_number, "a whole number of seconds"),
+    "search": _Setting(_TABLE, _domains, "a domain name, like example.com, or a list of them"),
     "domain": _Setting(_TABLE, _domain, "a domain name, like internal"),
     "gateway_mac": _Setting(_TABLE, _mac, "a MAC address, like 52:55:0a:00:02:02"),
 }

@@ -11,8 +11,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TypeAlias
 
 import attrs
+import dns.name
 
 from qemu_usernat.config.boot import ALLOWED_WITHOUT_FOLDER, Boot
+from qemu_usernat.config.records import Record, mistake
 from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.primitives.addresses import MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
@@ -23,6 +25,7 @@ PREFIX_LONGEST = 30  # /31 and /32 leave no room for a gateway and a guest
 MTU_MINIMUM = 576  # bytes; RFC 791: what every host must accept
 MTU_MAXIMUM = 65520  # bytes; a frame of 65534, below IPv4's 65535 in total, a multiple of 16
 LEASE_TIME_MAXIMUM = 0xFFFFFFFF  # seconds; RFC 2131, 3.3: for ever
+SEARCH_MAXIMUM = 32  # domains, each of which costs a guest a question for a name that is not there
 DOMAIN_MAXIMUM = 189  # characters; RFC 1035's 253, less a label of 63 and its dot
 GATEWAY_MAC_PREFIX = b"\x52\x55"  # locally administered; the prefix QEMU users know
 
@@ -87,10 +90,10 @@ class Network:
     `last_lease` is inclusive; `gateway` and `nameserver` are never leased even where
     they lie between. An empty `dns` means the host's own resolvers. `ntp`
     are time servers that guests are told of; `reservations` may lie outside of the leases;
-    `boot` is what machines boot from the network.
-    `host_loopback`
-    makes the gateway's address reach the host's 127.0.0.1. `congestion` is the control of
-    TCP towards the guest, one of `CONGESTION_CONTROLS`; `udp_filtering` one of `UDP_FILTERINGS`.
+    `boot` is what machines boot from the network. `search` are domains that guests search
+    after `domain`, `records` names of the user's own. `host_loopback` makes the gateway's address
+    reach the host's 127.0.0.1. `congestion` is the control of TCP towards the guest, one of
+    `CONGESTION_CONTROLS`; `udp_filtering` one of `UDP_FILTERINGS`.
     """
 
     subnet: IPv4Network = attrs.field(default=DEFAULT_SUBNET, converter=_checked_subnet)
@@ -111,6 +114,8 @@ class Network:
     dns: tuple[Upstream, ...] = ()
     ntp: tuple[IPv4Address, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    search: tuple[str, ...] = ()
+    records: tuple[Record, ...] = ()
     boot: Boot = attrs.Factory(Boot)
     host_loopback: bool = False
     congestion: str = "none"
@@ -121,6 +126,7 @@ class Network:
         self._check_leases()
         self._check_reservations()
         self._check_the_rest()
+        self._check_names()
 
     def is_usable(self, address: IPv4Address) -> bool:
         """Whether a host may have that address: in the subnet, not its first, not its last."""
@@ -182,13 +188,6 @@ class Network:
             raise SettingError("congestion", f'"{self.congestion}"', CONGESTION_ALLOWED)
         if self.udp_filtering not in UDP_FILTERINGS:
             raise SettingError("udp_filtering", f'"{self.udp_filtering}"', UDP_FILTERING_ALLOWED)
-        if len(self.domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(self.domain):
-            raise SettingError(
-                "domain",
-                f'"{self.domain}"',
-                "labels of a-z, 0-9 and inner dashes, joined by dots, "
-                f"at most {DOMAIN_MAXIMUM} characters, like internal or lab.internal",
-            )
         mac = self.gateway_mac
         if len(mac) != 6 or mac[0] & 1 or not any(mac):
             raise SettingError(
@@ -204,3 +203,19 @@ class Network:
                 raise SettingError(
                     "dns", f"{address} port {port}", "a unicast address and a port from 1 to 65535"
                 )
+
+    def _check_names(self) -> None:
+        if len(self.search) > SEARCH_MAXIMUM:
+            raise SettingError("search", f"{len(self.search)} domains", f"at most {SEARCH_MAXIMUM}")
+        for key, domains in (("domain", (self.domain,)), ("search", self.search)):
+            for domain in domains:
+                if len(domain) > DOMAIN_MAXIMUM or not _DOMAIN.fullmatch(domain):
+                    raise SettingError(
+                        key,
+                        f'"{domain}"',
+                        "labels of a-z, 0-9 and inner dashes, joined by dots, "
+                        f"at most {DOMAIN_MAXIMUM} characters, like internal or lab.internal",
+                    )
+        wrong = mistake(self.records, dns.name.from_text(self.domain))
+        if wrong is not None:
+            raise SettingError("record", *wrong)

@@ -191,11 +191,20 @@ class DnsForwarder:
             self.counters.count("dns.zone_transfer")
             reply(dns_message.reply(query, dns_message.REFUSED))
             return
-        known = self.zone.answer(query)
-        if known is not None:
-            reply(known)
-            return
-        self._forward(query, message, transport, reply, now, guest)
+        own = self.zone.answer(query, now) if self.zone.may_know(query) else None
+        if own is None:
+            self._forward(query, message, transport, reply, now, guest)
+        elif own.outside is None:
+            reply(dns_message.fitting(query, own.message(query), transport))
+        else:
+
+            def follow(answer: bytes) -> None:
+                reply(dns_message.fitting(query, own.followed(query, answer), transport))
+
+            name = own.outside.to_wire() or b"\0"
+            question = dns_message.question(query.identifier, name, query.record_type)
+            asked = dns_message.read_query(question)
+            self._forward(asked, question, transport, follow, now, guest)
 
     def _forward(
         self,

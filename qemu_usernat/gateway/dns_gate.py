@@ -7,7 +7,8 @@ chain from its name to addresses, without those that it may not be told of, and 
 it is told of is pinned to the name before the answer is sent. A chain that leads through a denied
 name is refused.
 
-Own names (`Zone`) are the operator's, and exempt.
+Own names (`Zone`) are the operator's, and exempt; what outside they lead to is judged as what an
+upstream leads to.
 """
 
 import re
@@ -82,11 +83,17 @@ class DnsGate:
             query = dns_message.read_query(message)
         except Malformed:
             return forward(message, transport, reply, now)
-        own = self.forwarder.zone.answer(query)
-        if own is not None:
-            # What the operator says of a name is believed, wherever it leads.
-            self._pin(guest, query, _chain(dns.message.from_wire(own), query), now)
+        zone = self.forwarder.zone
+        own = zone.answer(query, now) if zone.may_know(query) else None
+        if own is not None and own.outside is None:
+            # What the operator says of a name is believed, wherever it leads; what a guest calls
+            # itself makes no address a name's.
+            if own.is_given:
+                self._pin(guest, query, own.rrsets, now)
             return forward(message, transport, reply, now)
+        if own is not None:
+            on_answer = partial(self._on_answer, guest, query, transport, reply, now)
+            return forward(_own(query), transport, on_answer, now)
         name = _text(query.name)
         if query.record_type in ZONE_TRANSFERS:
             self._told(guest, name, Verdict(DENY, Why.QUESTION), now)

@@ -1,44 +1,140 @@
-"""The names that the gateway knows itself (RFC 1035, 2308).
+"""The names that the gateway knows itself (RFC 1034, 1035, 2308, 4592).
 
 Under `.internal`, the top-level domain that ICANN keeps free for such use, live
 `gateway.internal` and `host.internal` (the gateway's address) and `dns.internal` (the name
-server's). The reverse names of the guest's own network are ours too, and `localhost` stays at home
-(RFC 6761, 6.3). For these names the zone is the authority: what it does not have does not exist.
-For all others it has no answer, and somebody else is asked.
+server's), and the same in the network's domain, where that is another. The reverse names of the
+guest's own network are ours too, and `localhost` stays at home (RFC 6761, 6.3). There the zone is
+the authority: what it does not have does not exist.
+
+The user's records stand beside these, anywhere in the world's tree: a name that has one is ours,
+with all its types, and so is one that a wildcard stands for (RFC 4592: at the closest encloser, and
+nowhere where a name exists, or one below it). The names beside them are somebody else's, and are
+asked for there; so is what a CNAME leads to that is not ours. An address has the first name that
+was given it, unless it was given another.
+
+Guests are known in the network's domain by what they call themselves, for as long as they have
+their addresses. They get no name that is there already.
 """
 
-from struct import Struct
+import struct
+from collections.abc import Callable, Iterable, Iterator
 
+import dns.exception
+import dns.message
 import dns.name
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
-from attrs import define, field
+import dns.reversename
+import dns.rrset
+from attrs import define, field, frozen
 
-from qemu_usernat.gateway.dns_message import NOERROR, NXDOMAIN, Query, record, reply
-from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address
+from qemu_usernat.config.records import INTERNAL, LOCALHOST, Record, own_names
+from qemu_usernat.gateway import dns_message
+from qemu_usernat.gateway.dns_message import NOERROR, NXDOMAIN, SERVFAIL, Query, record, reply
+from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
+from qemu_usernat.primitives.time import MS, NEVER
 
 TTL = 60
-"""Seconds, of records and of their absence: a restart may bring another network."""
+"""Seconds, of records of our own: a restart may bring another network."""
 
-_INTERNAL = dns.name.from_text("internal")
-_GATEWAY = dns.name.from_text("gateway.internal")
-_HOST = dns.name.from_text("host.internal")
-_NAMESERVER = dns.name.from_text("dns.internal")
-_HOSTMASTER = dns.name.from_text("hostmaster.internal")
-_LOCALHOST = dns.name.from_text("localhost")
+ABSENCE_TTL = 5
+"""Seconds that a name of ours is said to be absent: a guest may just be booting."""
+
+ALIASES_MAXIMUM = 16
+"""CNAMEs that are followed for one question."""
+
+LOOK_INTERVAL = 100 * MS
+"""How often at most the guests are asked for: there may be thousands."""
+
+A, AAAA, CNAME, PTR, SOA, NS = (
+    dns.rdatatype.from_text(text) for text in ("A", "AAAA", "CNAME", "PTR", "SOA", "NS")
+)
+_DNS = dns.name.from_text("dns.internal")
 _REVERSE = dns.name.from_text("in-addr.arpa")
+_STAR = b"*"
 
-_LOOPBACK_IPV6 = b"\0" * 15 + b"\x01"
-
-_SOA_NUMBERS = Struct("!IIIII").pack(1, 3600, 600, 86400, TTL)
+_SOA_NUMBERS = struct.Struct("!IIIII").pack(1, 3600, 600, 86400, ABSENCE_TTL)
 """Serial, refresh, retry, expire, minimum: nobody transfers this zone, only the last is used."""
+
+Kinds = dict[dns.rdatatype.RdataType, dns.rrset.RRset]
+"""All that a name has."""
+
+GuestNames = Callable[[float], Iterable[tuple[Address, str]]]
+"""The guests that there are at a time: address, and a name of one label; who came first first."""
 
 
 def _wire(name: dns.name.Name) -> bytes:
     return name.to_wire() or b"\0"
 
 
-_SOA = _wire(_NAMESERVER) + _wire(_HOSTMASTER) + _SOA_NUMBERS
+_SOA = _wire(_DNS) + _wire(dns.name.from_text("hostmaster.internal")) + _SOA_NUMBERS
+
+
+def _rrset(
+    name: dns.name.Name, kind: dns.rdatatype.RdataType, *texts: str, ttl: int = TTL
+) -> dns.rrset.RRset:
+    return dns.rrset.from_text(name, ttl, dns.rdataclass.IN, kind, *texts)
+
+
+def nobody(now: float) -> Iterable[tuple[Address, str]]:
+    """No guest has a name."""
+    return ()
+
+
+@frozen
+class Own:
+    """What the zone says to a question.
+
+    `rrsets` are CNAMEs from the question's name on, and what is at their end; `outside` is where
+    they lead, if that is not ours. An absence is one of the names below `origin`. `is_given` if all
+    of it is the operator's word, and none a guest's.
+    """
+
+    rcode: int
+    rrsets: list[dns.rrset.RRset]
+    origin: dns.name.Name
+    is_given: bool
+    outside: dns.name.Name | None = None
+    has_end: bool = False
+
+    def message(self, query: Query) -> bytes:
+        """The authoritative answer, where nobody outside has to be asked."""
+        authority = []
+        if not self.has_end and self.rcode != SERVFAIL:
+            authority.append(record(int(SOA), ABSENCE_TTL, _SOA, _wire(self.origin)))
+        records = dns_message.chain(query, self.rrsets)
+        return reply(query, self.rcode, records, authority, authoritative=True)
+
+    def followed(self, query: Query, message: bytes) -> bytes:
+        """The answer with what an upstream said of the name outside."""
+        rcode = dns_message.rcode_of(message)
+        if rcode not in (NOERROR, NXDOMAIN):
+            return reply(query, rcode)
+        if message[2] << 8 & dns_message.TC:
+            return dns_message.truncated(query, reply(query, rcode), dns_message.UDP_SIZE_MINIMUM)
+        try:
+            found = dns.message.from_wire(message, ignore_trailing=True)
+            records = dns_message.chain(query, self.rrsets) + list(_records(found.answer))
+            absence = [rrset for rrset in found.authority if rrset.rdtype == SOA]
+            return reply(query, rcode, records, list(_records(absence)))
+        except (dns.exception.DNSException, ValueError, struct.error):
+            return reply(query, SERVFAIL)
+
+
+def _records(rrsets: Iterable[dns.rrset.RRset]) -> Iterator[bytes]:
+    for rrset in rrsets:
+        for item in rrset:
+            yield record(rrset.rdtype, rrset.ttl, item.to_wire() or b"", _wire(rrset.name))
+
+
+@frozen
+class _Found:
+    """A name that is ours: what it has; None if it does not exist."""
+
+    kinds: Kinds | None
+    origin: dns.name.Name
+    is_given: bool = True
 
 
 @define
@@ -48,67 +144,178 @@ class Zone:
     gateway: Address
     nameserver: Address
     prefix_length: int
-    _records: dict[dns.name.Name, dict[int, bytes]] = field(init=False)
-    _names: dict[Address, dns.name.Name] = field(init=False)
+    domain: dns.name.Name = INTERNAL
+    records: tuple[Record, ...] = ()
+    guests: GuestNames = nobody
+    _names: dict[dns.name.Name, Kinds] = field(factory=dict, init=False)
+    _existing: set[dns.name.Name] = field(factory=set, init=False)
+    """The names that have something, and those above them (RFC 4592, 2.2.2)."""
+    _exact: frozenset[bytes] = field(init=False)
+    """The names that have something, and what other names of ours end in: both as on the wire."""
+    _endings: tuple[bytes, ...] = field(init=False)
+    _guests: dict[dns.name.Name, Address] = field(factory=dict, init=False)
+    _guests_at: dict[Address, dns.name.Name] = field(factory=dict, init=False)
+    _next_look: float = field(default=-NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
-        a, aaaa = int(dns.rdatatype.A), int(dns.rdatatype.AAAA)
-        self._records = {
-            _INTERNAL: {
-                int(dns.rdatatype.SOA): _SOA,
-                int(dns.rdatatype.NS): _wire(_NAMESERVER),
-            },
-            _GATEWAY: {a: self.gateway},
-            _HOST: {a: self.gateway},
-            _NAMESERVER: {a: self.nameserver},
-            _LOCALHOST: {a: LOOPBACK_IPV4, aaaa: _LOOPBACK_IPV6},
-        }
-        # The gateway last: where both have one address, that is its name.
-        self._names = {
-            LOOPBACK_IPV4: _LOCALHOST,
-            self.nameserver: _NAMESERVER,
-            self.gateway: _GATEWAY,
-        }
+        for rrset in self._own():
+            self._add(rrset)
+        for each in (each.within(self.domain) for each in self.records):
+            self._add(dns.rrset.from_rdata_list(each.name, each.ttl, each.data))
+        for rrset in [rrset for kinds in self._names.values() for rrset in kinds.values()]:
+            self._name_addresses(rrset)
+        self._existing = {above for name in self._names for above in (name, *_above(name))}
+        self._exact = frozenset(map(_folded, self._names))
+        wildcards = (name.parent() for name in self._names if name.labels[0] == _STAR)
+        ours = {INTERNAL, LOCALHOST, _REVERSE, self.domain, *wildcards}
+        self._endings = tuple(map(_folded, ours))
 
-    def answer(self, query: Query) -> bytes | None:
-        """The authoritative answer, or None where the name is not ours."""
+    def _own(self) -> Iterator[dns.rrset.RRset]:
+        gateway, nameserver = map(format_address, (self.gateway, self.nameserver))
+        yield dns.rrset.from_rdata(INTERNAL, TTL, _rdata(SOA, _SOA))
+        yield _rrset(INTERNAL, NS, "dns.internal.")
+        # The gateway first: where both have one address, that is its name.
+        yield _rrset(LOCALHOST, A, format_address(LOOPBACK_IPV4))
+        yield _rrset(LOCALHOST, AAAA, "::1")
+        for name in dict.fromkeys(own_names(self.domain)):
+            yield _rrset(name, A, nameserver if name.labels[0] == b"dns" else gateway)
+
+    def _add(self, rrset: dns.rrset.RRset) -> None:
+        self._names.setdefault(rrset.name, {})[rrset.rdtype] = rrset
+
+    def _name_addresses(self, rrset: dns.rrset.RRset) -> None:
+        """Give each address the name, unless it has one."""
+        if rrset.rdtype in (A, AAAA) and rrset.name.labels[0] != _STAR:
+            for item in rrset:
+                reverse = dns.reversename.from_address(item.address)
+                if PTR not in self._names.get(reverse, {}):
+                    self._add(_rrset(reverse, PTR, rrset.name.to_text(), ttl=rrset.ttl))
+
+    # -- answering
+
+    def may_know(self, query: Query) -> bool:
+        """Whether `answer` need be asked: of most names a glance tells that it need not."""
+        name = query.folded[:-4]  # type and class follow
+        return name in self._exact or name.endswith(self._endings)
+
+    def answer(self, query: Query, now: float) -> Own | None:
+        """What is known of the question, or None where the name is not ours."""
         if query.record_class not in (dns.rdataclass.IN, dns.rdataclass.ANY):
             return None
-        name = query.name
-        if name.is_subdomain(_INTERNAL):
-            return _answer(query, _INTERNAL, self._records.get(name))
-        if name.is_subdomain(_LOCALHOST):
-            return _answer(query, _LOCALHOST, self._records[_LOCALHOST])
+        name, chain, is_given = query.name, list[dns.rrset.RRset](), True
+        origin = name
+        for _ in range(ALIASES_MAXIMUM):
+            found = self._find(name, now)
+            if found is None:
+                if not chain:
+                    return None
+                return Own(NOERROR, chain, origin, is_given, outside=name)
+            origin, is_given = found.origin, is_given and found.is_given
+            if found.kinds is None:
+                return Own(NXDOMAIN, chain, origin, is_given)
+            wanted = _wanted(query.record_type, found.kinds)
+            if wanted or CNAME not in found.kinds:
+                return Own(NOERROR, chain + wanted, origin, is_given, has_end=bool(wanted))
+            alias = found.kinds[CNAME]
+            chain.append(alias)
+            name = alias[0].target
+        return Own(SERVFAIL, [], origin, is_given)
+
+    def _find(self, name: dns.name.Name, now: float) -> _Found | None:
+        """All that a name has, if it is ours."""
+        kinds = self._names.get(name)
+        if kinds is not None:
+            return _Found(kinds, self._origin(name))
+        if name.is_subdomain(LOCALHOST):
+            return _Found(self._names[LOCALHOST], LOCALHOST)
+        guest = self._guest_named(name, now)
+        if guest is not None:
+            return guest
+        for above in () if name in self._existing else _above(name):
+            if above in self._existing:
+                kinds = self._names.get(dns.name.Name((_STAR, *above.labels)))
+                if kinds is not None:
+                    return _Found(kinds, self._origin(name))
+                break
+        if name.is_subdomain(INTERNAL):
+            return _Found({} if name in self._existing else None, INTERNAL)
         address = _reversed_address(name)
-        if address is None:
-            return None
-        owner = self._names.get(address)
-        if owner is not None:
-            records = {int(dns.rdatatype.PTR): _wire(owner)}
-            return _answer(query, self._reverse_origin(name), records)
-        if self._contains(address):
-            return _answer(query, self._reverse_origin(name), None)
+        if address is not None and self._contains(address):
+            return _Found(None, self._origin(name))
         return None
+
+    def _origin(self, name: dns.name.Name) -> dns.name.Name:
+        """Whose names `name` is one of, to those who want to know who says that there is none.
+
+        Of the reverse names: the zone cut at the octet in which the network ends.
+        """
+        if name.is_subdomain(INTERNAL):
+            return INTERNAL
+        address = _reversed_address(name)
+        if address is not None and self._contains(address):
+            octets = min(3, -(-self.prefix_length // 8))
+            return name.split(len(_REVERSE.labels) + octets)[1]
+        return name
 
     def _contains(self, address: Address) -> bool:
         difference = int.from_bytes(address, "big") ^ int.from_bytes(self.gateway, "big")
         return difference >> (32 - self.prefix_length) == 0
 
-    def _reverse_origin(self, name: dns.name.Name) -> dns.name.Name:
-        """The reverse zone of `name`, cut at the octet in which the network ends."""
-        octets = min(3, -(-self.prefix_length // 8))
-        return name.split(len(_REVERSE.labels) + octets)[1]
+    # -- guests
+
+    def _guest_named(self, name: dns.name.Name, now: float) -> _Found | None:
+        if len(name) == len(self.domain) + 1 and name.is_subdomain(self.domain):
+            self._look(now)
+            address = self._guests.get(name)
+            if address is not None:
+                text = format_address(address)
+                return _Found({A: _rrset(name, A, text)}, self._origin(name), is_given=False)
+        address = _reversed_address(name)
+        if address is not None and self._contains(address):
+            self._look(now)
+            owner = self._guests_at.get(address)
+            if owner is not None:
+                kinds = {PTR: _rrset(name, PTR, owner.to_text())}
+                return _Found(kinds, self._origin(name), is_given=False)
+        return None
+
+    def _look(self, now: float) -> None:
+        """Who is there; a name stays with whom it was, while he keeps it."""
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_INTERVAL
+        before, self._guests = self._guests, {}
+        claims = []
+        for address, label in self.guests(now):
+            owner = dns.name.Name((label.encode("ascii"), *self.domain.labels))
+            if owner not in self._names:
+                claims.append((owner, address))
+        for is_kept in (True, False):
+            for owner, address in claims:
+                if is_kept is (before.get(owner) == address):
+                    self._guests.setdefault(owner, address)
+        self._guests_at = {address: owner for owner, address in self._guests.items()}
 
 
-def _answer(query: Query, origin: dns.name.Name, records: dict[int, bytes] | None) -> bytes:
-    """The records of the type asked for; else the SOA, which tells how long to believe in none."""
-    found = []
-    for record_type, data in (records or {}).items():
-        if query.record_type in (record_type, dns.rdatatype.ANY):
-            found.append(record(record_type, TTL, data))
-    rcode = NOERROR if records is not None else NXDOMAIN
-    authority = [] if found else [record(dns.rdatatype.SOA, TTL, _SOA, _wire(origin))]
-    return reply(query, rcode, found, authority, authoritative=True)
+def _wanted(record_type: int, kinds: Kinds) -> list[dns.rrset.RRset]:
+    if record_type == dns.rdatatype.ANY:
+        return list(kinds.values())
+    return [rrset for kind, rrset in kinds.items() if kind == record_type]
+
+
+def _above(name: dns.name.Name) -> Iterator[dns.name.Name]:
+    """The names above it, the nearest first."""
+    while name != dns.name.root:
+        name = name.parent()
+        yield name
+
+
+def _folded(name: dns.name.Name) -> bytes:
+    return _wire(name.canonicalize())
+
+
+def _rdata(kind: dns.rdatatype.RdataType, data: bytes) -> dns.rdata.Rdata:
+    return dns.rdata.from_wire(dns.rdataclass.IN, kind, data, 0, len(data))
 
 
 def _reversed_address(name: dns.name.Name) -> Address | None:

@@ -114,7 +114,7 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
             "[network]\nsubnett = '10.0.2.0/24'",
             'net.toml: key "network.subnett" is not known; did you mean "subnet"? '
             "allowed in here: domain, first_lease, gateway, gateway_mac, last_lease, "
-            "lease_time, nameserver, ntp, subnet",
+            "lease_time, nameserver, ntp, search, subnet",
         ),
         ("[netwrok]\nmtu = 1500", 'key "netwrok" is not known; did you mean "network"?'),
         ("subnet = '10.0.2.0/24'", 'key "subnet" is not known; it belongs in the table [network]'),

@@ -17,6 +17,7 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qemu_usernat.config.records import Record, read_records
 from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM, SILENCE, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
@@ -58,6 +59,7 @@ class Conversation:
         *upstreams: Upstream,
         identifiers: Callable[[], int] | None = None,
         keeps: bool = False,
+        records: tuple[Record, ...] = (),
     ) -> None:
         self.asker = ScriptedAsker()
         self.counters = Counters()
@@ -65,7 +67,7 @@ class Conversation:
         self.upstreams = list(upstreams)
         counting = iter(range(0x1000, 0xFFFF)).__next__
         self.forwarder = DnsForwarder(
-            Zone(parse_address("10.0.2.2"), parse_address("10.0.2.3"), 24),
+            Zone(parse_address("10.0.2.2"), parse_address("10.0.2.3"), 24, records=records),
             lambda: self.upstreams,
             self.asker,
             identifiers or counting,
@@ -622,3 +624,91 @@ def test_a_resolver_that_answers_again_is_the_first_again() -> None:
     talk.answer(nth=0, now=PATIENCE)
     talk.query(dns.message.make_query("example.net", "A"), now=3.0)
     assert talk.asked()[-1] == FIRST
+
+
+# Names of the user's own that lead outside
+
+
+def alias(name: str, target: str) -> tuple[Record, ...]:
+    return read_records([{"name": name, "type": "CNAME", "data": target}])
+
+
+def test_an_alias_to_the_world_is_followed() -> None:
+    """The guest asks once and has the whole chain: our alias, and what the world says beyond."""
+    talk = Conversation(FIRST, records=alias("db", "db.example.com"))
+    query = ask_for("dB.internal", edns=1232)
+    talk.query(query)
+    asked = dns.message.from_wire(talk.asker.asked[0][2])
+    assert asked.question[0].to_text() == "db.example.com. IN A"
+
+    def chain(message: dns.message.Message) -> None:
+        more = dns.rrset.from_text("db.example.com.", 300, "IN", "CNAME", "real.example.com.")
+        end = dns.rrset.from_text("real.example.com.", 30, "IN", "A", "192.0.2.80")
+        message.answer.extend((more, end))
+
+    talk.answer(change=chain)
+    reply = talk.reply()
+    assert query.is_response(reply)
+    assert [rrset.to_text() for rrset in reply.answer] == [
+        "dB.internal. 60 IN CNAME db.example.com.",
+        "db.example.com. 300 IN CNAME real.example.com.",
+        "real.example.com. 30 IN A 192.0.2.80",
+    ]
+
+
+@pytest.mark.parametrize("rcode", [dns.rcode.NXDOMAIN, dns.rcode.SERVFAIL, dns.rcode.NOERROR])
+def test_an_alias_to_what_is_not_there_says_so(rcode: int) -> None:
+    """The world's absence is told with how long to believe in it; its failure is a failure."""
+    talk = Conversation(FIRST, records=alias("db", "db.example.com"))
+    talk.query(ask_for("db.internal"))
+
+    def absent(message: dns.message.Message) -> None:
+        soa = "ns.example.com. hostmaster.example.com. 1 2 3 4 5"
+        message.authority.append(dns.rrset.from_text("example.com.", 99, "IN", "SOA", soa))
+
+    talk.answer(rcode=rcode, change=absent)
+    reply = talk.reply()
+    assert reply.rcode() == rcode
+    if rcode != dns.rcode.SERVFAIL:
+        assert [rrset.rdtype for rrset in reply.answer] == [dns.rdatatype.CNAME]
+        assert reply.authority[0].ttl == 99
+
+
+def test_a_long_answer_of_our_own_is_cut_for_udp() -> None:
+    """Sixty addresses of one name: TC over UDP, all of them over TCP."""
+    data = [f"192.0.2.{n}" for n in range(60)]
+    records = read_records([{"name": "many", "type": "A", "data": data}])
+    for transport, count in (("udp", 0), ("tcp", 1)):
+        talk = Conversation(FIRST, records=records)
+        talk.query(ask_for("many.internal"), transport)
+        assert len(talk.reply().answer) == count
+        assert bool(talk.reply().flags & dns.flags.TC) is (transport == "udp")
+
+
+def test_an_alias_that_is_cut_short_sends_the_guest_to_tcp() -> None:
+    """What did not fit outside is asked for again over TCP."""
+    talk = Conversation(FIRST, records=alias("db", "db.example.com"))
+    query = ask_for("db.internal", "TXT")
+    talk.query(query)
+
+    def cut(message: dns.message.Message) -> None:
+        message.flags |= dns.flags.TC
+
+    talk.answer(change=cut)
+    assert talk.reply().flags & dns.flags.TC
+    talk.replies.clear()
+    talk.query(query, "tcp")
+    assert talk.asker.asked[-1][1] == "tcp"
+
+
+@given(st.binary(max_size=100), st.integers(12, 60))
+def test_any_bytes_about_an_alias_do_no_harm(junk: bytes, at: int) -> None:
+    """Whatever an upstream says of where it leads: an answer or SERVFAIL, and no exception."""
+    talk = Conversation(FIRST, records=alias("db", "db.example.com"))
+    talk.query(ask_for("db.internal"))
+    _, _, question, token = talk.asker.asked[0]
+    good = dns.message.make_response(dns.message.from_wire(question)).to_wire()
+    talk.forwarder.on_answer(token, good[:at] + junk + good[at:], 0.0)
+    for reply in talk.replies:
+        assert len(reply) <= 512
+        assert dns.message.from_wire(reply).rcode() in range(16)

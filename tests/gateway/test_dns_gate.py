@@ -12,7 +12,9 @@ import dns.rrset
 import pytest
 
 from qemu_usernat.admission import Admission, Guest
+from qemu_usernat.config.records import Record, read_records
 from qemu_usernat.gateway.dns_gate import DnsGate
+from qemu_usernat.gateway.dns_zone import LOOK_INTERVAL
 from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
@@ -29,8 +31,8 @@ Change = Callable[[dns.message.Message], None]
 class Gated(Conversation):
     """A guest's conversation under a policy."""
 
-    def __init__(self, policy: NetworkPolicy) -> None:
-        super().__init__(FIRST)
+    def __init__(self, policy: NetworkPolicy, *records: Record) -> None:
+        super().__init__(FIRST, records=records)
         settings = PolicySettings(policy=policy)
         self.admission = Admission(Groups(), settings=settings)
         self.gate = DnsGate(self.forwarder, self.admission, self.counters)
@@ -166,3 +168,52 @@ def test_a_no_fits_whatever_the_name(rdtype: str, edns: int | None) -> None:
     assert reply.rcode() == (dns.rcode.NXDOMAIN if rdtype == "A" else dns.rcode.NOERROR)
     assert str(reply.authority[0].name) == f"{LONGEST}."
     assert len(talk.replies[0]) <= 512
+
+
+# Names of our own
+
+
+def own(name: str, kind: str, data: str) -> Record:
+    return read_records([{"name": name, "type": kind, "data": data}])[0]
+
+
+def test_the_operator_s_own_names_are_told_and_believed() -> None:
+    """Their addresses are the name's, as if a resolver had said so; rules judge what follows."""
+    talk = Gated(NetworkPolicy.deny_all(), own("db.internal", "A", "192.168.1.5"))
+    talk.query(ask_for("db.internal"))
+    assert talk.reply().answer[0][0].to_text() == "192.168.1.5"
+    assert talk.admission.pins(GUEST).names(parse_address("192.168.1.5"), 0.0) == {"db.internal"}
+
+
+def test_what_a_guest_calls_itself_makes_no_address_a_name_s() -> None:
+    """A neighbour's name is told, and lets nobody through a rule for that name."""
+    talk = Gated(NetworkPolicy.deny_all().allow_domain("web.internal"))
+    talk.forwarder.zone.guests = lambda now: [(parse_address("10.0.2.99"), "web")]
+    talk.query(ask_for("web.internal"), now=LOOK_INTERVAL)
+    assert talk.reply().answer[0][0].to_text() == "10.0.2.99"
+    assert not talk.is_pinned("10.0.2.99")
+
+
+@pytest.mark.parametrize("is_denied", [False, True])
+def test_where_an_own_name_leads_outside_is_judged(is_denied: bool) -> None:
+    """An alias of the operator's goes where it says, unless a rule denies that; inward addresses
+    are left out, and what the guest is told belongs to the name that it asked for."""
+    policy = NetworkPolicy.deny_all()
+    if is_denied:
+        policy = policy.deny_domain("*.cdn.example")
+    talk = Gated(policy, own("www.internal", "CNAME", "a.cdn.example"))
+    talk.query(ask_for("www.internal"))
+    question = dns.message.from_wire(talk.asker.asked[0][2]).question[0]
+    assert question.to_text() == "a.cdn.example. IN A"
+    talk.answer(change=with_answers(("a.cdn.example", "IN", "A", ["8.8.8.8", "127.0.0.1"])))
+    reply = talk.reply()
+    if is_denied:
+        assert reply.rcode() == dns.rcode.NXDOMAIN
+        assert not talk.is_pinned("8.8.8.8")
+    else:
+        assert [item.to_text() for rrset in reply.answer for item in rrset] == [
+            "a.cdn.example.",
+            "8.8.8.8",
+        ]
+        names = talk.admission.pins(GUEST).names(parse_address("8.8.8.8"), 0.0)
+        assert names == {"www.internal"}

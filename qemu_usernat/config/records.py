@@ -1,0 +1,195 @@
+"""Names of the user's own: the tables ``[[record]]``.
+
+Owns how one is written, which is as in a zone file (RFC 1035, 5.1), but for two things that people
+get wrong there. A name with a dot in it is whole, with or without another dot at its end; a name
+without any is one of the network's domain. And text (TXT) need not stand in quotes, and then is one
+text. dnspython reads names and data; what may stand beside what is for `network` to say.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import dns.exception
+import dns.name
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+from dns.rdtypes.ANY.TXT import TXT
+
+from qemu_usernat.primitives.errors import UserError
+
+ALLOWED = 'tables with "name", "type", "data" and perhaps "ttl"'
+
+TTL = 60
+"""Seconds, of records that do not say: whoever edits a file wants to see it soon."""
+
+TTL_MAXIMUM = (1 << 31) - 1  # seconds (RFC 2181, 8)
+
+RECORDS_MAXIMUM = 64
+"""Of one name and type: what any guest can take in one answer."""
+
+_TEXT_MAXIMUM = 255  # bytes of one string of a text (RFC 1035, 3.3.14)
+
+_EXAMPLES = {
+    "A": "an IPv4 address, like 192.168.1.5",
+    "AAAA": "an IPv6 address, like fd00::5",
+    "CNAME": "one name, like web or www.example.com",
+    "TXT": "a text of ASCII, in quotes or without",
+    "SRV": "priority, weight, port and name, like 0 5 5060 sip.example.com",
+    "PTR": "a name, like web or www.example.com",
+}
+"""Type to what its data are."""
+
+
+@attrs.frozen
+class Record:
+    """All records of one name and type; relative names are of the network's domain."""
+
+    name: dns.name.Name
+    type: dns.rdatatype.RdataType
+    data: tuple[dns.rdata.Rdata, ...]
+    ttl: int = TTL
+
+    def within(self, domain: dns.name.Name) -> "Record":
+        """The same with whole names, as they are in that domain."""
+        data = tuple(
+            _with_target(each, lambda name: name.derelativize(domain)) for each in self.data
+        )
+        return attrs.evolve(self, name=self.name.derelativize(domain), data=data)
+
+
+def read_records(raw: Any) -> tuple[Record, ...]:
+    """What a TOML file has; UserError says which table is wrong, and what is allowed."""
+    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
+        raise ValueError
+    return tuple(_read(number, table) for number, table in enumerate(raw, 1))
+
+
+def _read(number: int, table: dict[str, Any]) -> Record:
+    for key in table:
+        if key not in ("name", "type", "data", "ttl"):
+            raise UserError(
+                f'number {number}: key "{key}" is not known; allowed: name, type, data, ttl'
+            )
+    for key in ("name", "type", "data"):
+        if key not in table:
+            raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
+    kind = _type(number, table["type"])
+    return Record(
+        _value(number, "name", _name, table["name"], "a name, like web, www.example.com or *.test"),
+        dns.rdatatype.from_text(kind),
+        _data(number, kind, table["data"]),
+        _ttl(number, table.get("ttl", TTL)),
+    )
+
+
+def _type(number: int, raw: Any) -> str:
+    if not isinstance(raw, str) or raw.upper() not in _EXAMPLES:
+        raise _error(number, "type", raw, ", ".join(_EXAMPLES))
+    return raw.upper()
+
+
+def _ttl(number: int, raw: Any) -> int:
+    if isinstance(raw, bool) or not isinstance(raw, int) or not 0 <= raw <= TTL_MAXIMUM:
+        raise _error(number, "ttl", raw, f"seconds from 0 to {TTL_MAXIMUM}")
+    return raw
+
+
+def _data(number: int, kind: str, raw: Any) -> tuple[dns.rdata.Rdata, ...]:
+    texts = [raw] if isinstance(raw, str) else raw
+    allowed = _EXAMPLES[kind] if kind == "CNAME" else f"{_EXAMPLES[kind]}; or a list of such"
+    if not isinstance(texts, list) or not texts:
+        raise _error(number, "data", raw, allowed)
+    if kind == "CNAME" and len(texts) > 1:
+        raise _error(number, "data", raw, f"{_EXAMPLES[kind]}: a name is an alias of one other")
+    if len(texts) > RECORDS_MAXIMUM:
+        raise _error(number, "data", f"{len(texts)} items", f"at most {RECORDS_MAXIMUM}")
+    reader = partial(_rdata, kind)
+    return tuple(dict.fromkeys(_value(number, "data", reader, text, allowed) for text in texts))
+
+
+def _value(number: int, key: str, reader: Callable[[str], Any], raw: Any, allowed: str) -> Any:
+    try:
+        if not isinstance(raw, str) or not raw:
+            raise ValueError
+        return reader(raw)
+    except (ValueError, dns.exception.DNSException) as error:
+        raise _error(number, key, raw, allowed) from error
+
+
+def _error(number: int, key: str, raw: Any, allowed: str) -> UserError:
+    shown = f'"{raw}"' if isinstance(raw, str) else f"{raw}"
+    return UserError(f'number {number}: "{key}" is {shown}; allowed: {allowed}')
+
+
+def _name(text: str) -> dns.name.Name:
+    return _whole(dns.name.from_text(text, None))
+
+
+def _whole(name: dns.name.Name) -> dns.name.Name:
+    """A name with a dot in it lacks nothing."""
+    return name if name.is_absolute() or len(name) < 2 else name.concatenate(dns.name.root)
+
+
+def _rdata(kind: str, text: str) -> dns.rdata.Rdata:
+    if kind == "TXT" and not text.startswith('"'):
+        octets = text.encode("ascii")
+        pieces = [octets[at : at + _TEXT_MAXIMUM] for at in range(0, len(octets), _TEXT_MAXIMUM)]
+        return TXT(dns.rdataclass.IN, dns.rdatatype.TXT, pieces)
+    rdata = dns.rdata.from_text(dns.rdataclass.IN, kind, text, relativize=False)
+    return _with_target(rdata, _whole)
+
+
+def _with_target(
+    rdata: dns.rdata.Rdata, change: Callable[[dns.name.Name], dns.name.Name]
+) -> dns.rdata.Rdata:
+    target = getattr(rdata, "target", None)
+    return rdata if target is None else rdata.replace(target=change(target))
+
+
+# ---- beside each other
+
+
+INTERNAL = dns.name.from_text("internal")
+"""Whose names are nobody's outside: ICANN keeps it free for such use."""
+
+LOCALHOST = dns.name.from_text("localhost")  # RFC 6761, 6.3
+
+OWN = ("gateway", "host", "dns")
+"""What the gateway calls itself, in `INTERNAL` and in the network's domain."""
+
+
+def own_names(domain: dns.name.Name) -> list[dns.name.Name]:
+    """The gateway's, in the network's domain and in `INTERNAL`."""
+    relative = [dns.name.from_text(label, None) for label in OWN]
+    return [name.derelativize(origin) for origin in (INTERNAL, domain) for name in relative]
+
+
+def mistake(records: tuple[Record, ...], domain: dns.name.Name) -> tuple[str, str] | None:
+    """What is not allowed of these together, and what is; None where all is well."""
+    ours = {*own_names(domain), INTERNAL}
+    seen: dict[dns.name.Name, dict[str, int]] = {}
+    aliases = {}
+    for number, each in enumerate(records, 1):
+        whole = each.within(domain)
+        name, kind = whole.name, dns.rdatatype.to_text(each.type)
+        what = f'number {number}, {kind} of "{name.to_text(omit_final_dot=True)}"'
+        if name in ours or name.is_subdomain(LOCALHOST):
+            return what, "names that are not the gateway's own, nor below localhost"
+        others = seen.setdefault(name, {})
+        if kind in others:
+            return what, f"one table for a name and type (see number {others[kind]}), with a list"
+        if others and "CNAME" in (kind, *others):
+            number = next(iter(others.values()))
+            return what, f"nothing beside a CNAME (see number {number}; RFC 1034, 3.6.2)"
+        others[kind] = number
+        if kind == "CNAME":
+            aliases[name] = getattr(whole.data[0], "target", name)
+            end, steps = name, 0
+            while end in aliases and steps <= len(aliases):
+                end, steps = aliases[end], steps + 1
+            if end in aliases:
+                return what, "a CNAME that does not lead back to itself"
+    return None
