@@ -60,9 +60,7 @@ class Delivery:
     ) -> None:
         """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
         MTU."""
-        mtu = self.mtu_towards(mac)
-        if self._path_mtus:
-            mtu = min(mtu, self._path_mtus.get(destination, mtu))
+        mtu = self.mtu_to(mac, destination)
         fits = IP_HEADER + len(payload) <= mtu
         identifications = self._identifications if fits else self._identifications_of_fragments
         frames = ipv4_frames(
@@ -82,6 +80,15 @@ class Delivery:
         """Bytes of an IP packet that surely reaches a guest, or all of them, in one piece."""
         port = None if mac[0] & 1 else self.switch.port_of(mac)
         return min(self.mtu, port.shown_mtu if port is not None else ETHERNET_MTU)
+
+    def mtu_to(self, mac: MacAddress, address: Address) -> int:
+        """The same for one address, which may be behind a guest that routes."""
+        mtu = self.mtu_towards(mac)
+        return min(mtu, self._path_mtus.get(address, mtu)) if self._path_mtus else mtu
+
+    def next_identification(self) -> int:
+        """For a packet that leaves whole."""
+        return next(self._identifications) & 0xFFFF
 
     def on_neighbour(self, address: Address, mac: MacAddress) -> None:
         """A guest has spoken from `address`: whoever has it now gets what is sent to it.

@@ -10,6 +10,7 @@ from qemu_usernat.delivery import Delivery
 from qemu_usernat.lan.port import QUEUE_LIMIT, Port
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
+from qemu_usernat.wire.emit import DatagramTemplate
 from qemu_usernat.wire.icmp import ECHO_REPLY, QUOTE_MAXIMUM, IcmpError, icmp_message
 from qemu_usernat.wire.packets import ICMP, Buffer, IpPacket
 
@@ -94,21 +95,41 @@ class TcpWire:
         return True
 
 
+_HEADERS = 28  # bytes of IP and UDP
+
+
 @define(eq=False)
 class UdpWire:
     """The way to the guest of one UDP mapping: a `GuestDatagrams`."""
 
     delivery: Delivery
     mac: MacAddress
+    """Where it was when it opened the mapping."""
     address: Address
     port: int
+    _template: DatagramTemplate | None = None
+    _template_mac: MacAddress = b""
+    """For which the template is."""
 
     def deliver(self, payload: Buffer, source: Address, source_port: int) -> None:
-        """A datagram from `source` to the guest."""
-        delivery = self.delivery
+        """A datagram from `source` to the guest: the short way if it fits into one frame."""
+        delivery, address = self.delivery, self.address
         seen = delivery.as_guest_sees(source)
-        mac = delivery.mac_of(self.address) or self.mac
-        delivery.datagram(mac, seen, source_port, self.address, self.port, payload)
+        mac = delivery.mac_of(address) or self.mac
+        port = delivery.switch.port_of(mac)
+        if port is None or _HEADERS + len(payload) > delivery.mtu_to(mac, address):
+            delivery.datagram(mac, seen, source_port, address, self.port, payload)
+            return
+        if port.queued >= QUEUE_LIMIT:
+            delivery.counters.count("link.queue_full")
+            return
+        template = self._template
+        if template is None or mac != self._template_mac:
+            template = DatagramTemplate(mac, delivery.gateway_mac, address, self.port)
+            self._template, self._template_mac = template, mac
+        port.queued += template.append(
+            port.outbox, seen, source_port, delivery.next_identification(), payload
+        )
 
     def refuse(self, error: IcmpError, peer: Address, port: int, quoted: bytes, now: float) -> None:
         """An ICMP error about a datagram of the guest, as the guest sent it (RFC 5508, 7.2)."""

@@ -5,14 +5,15 @@ header that is being packed anyway, costs nothing; so everything this room emits
 Frames are padded with zeros to the 60 bytes that Ethernet asks for (RFC 894).
 
 A `SegmentTemplate` knows everything about a TCP flow that does not change: what is left for
-each segment is one `pack` and the sum of its payload, which is not copied.
+each segment is one `pack` and the sum of its payload, which is not copied. A `DatagramTemplate`
+knows as much of a UDP mapping, to which anybody may send.
 """
 
 from struct import Struct
 
 from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.wire.checksum import partial, partial_each, pseudo_header
-from qemu_usernat.wire.packets import ETHERTYPE_IPV4, PSH, TCP, Buffer
+from qemu_usernat.wire.packets import ETHERTYPE_IPV4, PSH, TCP, UDP, Buffer
 
 FRAME_MINIMUM = 60  # bytes without the frame check sequence (IEEE 802.3)
 ETHERNET_HEADER = 14  # bytes
@@ -28,9 +29,15 @@ _pack_segment = Struct(">I16sHIHH12sIIHHHH").pack
 _pack_shared = Struct(">I16sHIHH12s").pack
 _pack_rest = Struct(">IIHHHH").pack
 
+# Of a datagram: stream length; MAC addresses, ethertype, version, TOS; length; identification;
+# flags and offset; TTL and protocol; checksum; addresses; ports; length; checksum.
+_pack_datagram = Struct(">I16sHHHHH4s4sHHHH").pack
+
 # RFC 6864: an atomic datagram needs no identification.
 _UNIDENTIFIED_DONT_FRAGMENT = 0x0000_4000
 _TTL_64_TCP = 64 << 8 | TCP
+
+_TTL_64_UDP = 64 << 8 | UDP
 
 _JOINED_BELOW = 256  # bytes: copying less costs no more than one more buffer to send (measured)
 
@@ -170,3 +177,64 @@ class SegmentTemplate:
             sequence = (sequence + size) & 0xFFFF_FFFF
         last = self.append(out, sequence, acknowledgment, flags, window, payload[start:])
         return len(sums) * (length + 38) + last
+
+
+class DatagramTemplate:
+    """The headers of what one UDP mapping says to its guest (RFC 768), whoever it comes from."""
+
+    __slots__ = ("_address", "_ethernet", "_ip_sum", "_port", "_udp_sum")
+
+    def __init__(
+        self,
+        guest_mac: MacAddress,
+        gateway_mac: MacAddress,
+        guest_address: Address,
+        guest_port: int,
+    ) -> None:
+        self._ethernet = guest_mac + gateway_mac + ETHERTYPE_IPV4.to_bytes(2, "big") + b"\x45\0"
+        self._address = guest_address
+        self._port = guest_port
+        # The length is in the pseudo header and in the header: 8 each, and that of the payload.
+        self._ip_sum = 0x4500 + 28 + _TTL_64_UDP + partial(guest_address)
+        self._udp_sum = partial(guest_address) + UDP + 8 + 8 + guest_port
+
+    def append(
+        self,
+        out: list[Buffer],
+        source: Address,
+        source_port: int,
+        identification: int,
+        payload: Buffer,
+    ) -> int:
+        """Append one datagram to `out` and return how many bytes that was, stream length included.
+
+        All of it fits the guest's MTU. A small payload is joined to its header, a large one is
+        appended as it is: it must not change before it is sent.
+        """
+        size = len(payload)
+        sender = int.from_bytes(source, "big")
+        total = self._udp_sum + sender + source_port + 2 * size + partial(payload)
+        header = _pack_datagram(
+            size + 42 if size > 18 else FRAME_MINIMUM,
+            self._ethernet,
+            size + 28,
+            identification,
+            0,
+            _TTL_64_UDP,
+            -(self._ip_sum + size + identification + sender) % 0xFFFF,
+            source,
+            self._address,
+            source_port,
+            self._port,
+            size + 8,
+            -total % 0xFFFF or 0xFFFF,  # 0 would say that there is none
+        )
+        if size < 18:
+            out.append((header + payload).ljust(4 + FRAME_MINIMUM, b"\0"))
+            return 4 + FRAME_MINIMUM
+        if size < _JOINED_BELOW:
+            out.append(header + payload)
+        else:
+            out.append(header)
+            out.append(payload)
+        return size + 46

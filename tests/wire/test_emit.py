@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from impacket.ImpactDecoder import EthDecoder
 
 from qemu_usernat.wire.checksum import checksum, pseudo_header
-from qemu_usernat.wire.emit import SegmentTemplate, framed
+from qemu_usernat.wire.emit import DatagramTemplate, SegmentTemplate, framed
 from qemu_usernat.wire.headers import peek
-from qemu_usernat.wire.packets import ACK, PSH, SYN, TCP, Buffer
+from qemu_usernat.wire.ipv4 import ipv4_frames
+from qemu_usernat.wire.packets import ACK, PSH, SYN, TCP, UDP, Buffer
+from qemu_usernat.wire.udp import udp_datagram
 
 GUEST_MAC = bytes.fromhex("525400123456")
 GATEWAY_MAC = bytes.fromhex("52550a000202")
@@ -173,3 +175,38 @@ def test_many_segments_at_once_are_those_made_one_by_one(
         expected += made.append(one_by_one, number, 99, pushed, 512, piece)
     assert b"".join(at_once) == b"".join(one_by_one)
     assert count == expected == sum(map(len, at_once))
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=40), st.sampled_from([17, 18, 19, 255, 256, 1472, 65507]).map(bytes)
+    ),
+    st.integers(0, 0xFFFF),
+    st.integers(0, 0xFFFF),
+    st.binary(min_size=4, max_size=4),
+)
+def test_a_datagram_of_a_template_is_one_made_step_by_step(
+    payload: bytes, port: int, identification: int, source: bytes
+) -> None:
+    """To the bit, padding and both checksums included: UDP's is never 0, whatever it sums to."""
+    made = DatagramTemplate(GUEST_MAC, GATEWAY_MAC, GUEST, GUEST_PORT)
+    out: list[Buffer] = []
+    count = made.append(out, source, port, identification, payload)
+    datagram = udp_datagram(source, port, GUEST, GUEST_PORT, payload)
+    frames = ipv4_frames(
+        GATEWAY_MAC, GUEST_MAC, source, GUEST, UDP, datagram, 65535, identification
+    )
+    assert b"".join(out) == frames[0]
+    assert count == len(frames[0])
+
+
+def test_a_datagram_s_checksum_is_never_none() -> None:
+    """Of all ports one makes the sum come out as 0, which would say that there is no checksum."""
+    made = DatagramTemplate(GUEST_MAC, GATEWAY_MAC, GUEST, GUEST_PORT)
+    sums = []
+    for port in range(0x10000):
+        out: list[Buffer] = []
+        made.append(out, HOST, port, 0, b"")
+        sums.append(bytes(out[0][44:46]))
+    assert sums.count(b"\xff\xff") >= 1
+    assert b"\0\0" not in sums
