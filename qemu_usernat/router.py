@@ -29,7 +29,7 @@ from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
-from qemu_usernat.nat.echo import EchoFlow
+from qemu_usernat.nat.echo import QUOTED, EchoFlow
 from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
@@ -61,6 +61,7 @@ from qemu_usernat.wire.icmp import (
     TTL_EXCEEDED,
     IcmpError,
 )
+from qemu_usernat.wire.ipv4 import HEADER as IP_HEADER
 from qemu_usernat.wire.ipv6 import addressee, seeks_router
 from qemu_usernat.wire.packets import (
     ICMP,
@@ -296,6 +297,9 @@ class Router:
                     except Exception as error:
                         connections.break_off(flow, error)
                     return
+            elif protocol == ICMP:
+                if self._on_plain_ping(frame, peeked, now):
+                    return
             elif self._on_plain_datagram(frame, peeked, now):
                 return
         self._on_unusual_frame(frame, now)
@@ -324,6 +328,17 @@ class Router:
         except Exception as error:
             self.on_bug(error)
             return True
+
+    def _on_plain_ping(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
+        """A ping of a flow that has asked there before; False for any other."""
+        _, source, identifier, destination, sequence, start, end, *_ = peeked
+        guard = self.switch.guard
+        if guard.on and not guard.is_owner(source, self.switch.speaker):
+            return False
+        head = frame[ETHERNET_HEADER : min(end, ETHERNET_HEADER + IP_HEADER + QUOTED)]
+        return self.pings.on_known(
+            source, identifier, destination, sequence, frame[start:end], head, frame[6:12], now
+        )
 
     def _is_service(self, key: FlowKey, payload: memoryview, now: float) -> bool:
         try:

@@ -192,16 +192,17 @@ class _IcmpSocket:
 
     def on_readable(self, now: float) -> None:
         """Replies, or errors, have come."""
+        count = 0
         try:
-            for _ in range(REPLIES_AT_ONCE):
-                if not self._flows:
-                    break  # one that was told of its end, in this very round
+            while self._flows and count < REPLIES_AT_ONCE:
                 message, ancillary, _, (host, _) = self._sock.recvmsg(_MESSAGE_MAXIMUM, 64)
+                count += 1
                 self._on_message(message, socket.inet_aton(host), hops_left(ancillary))
-        except OSError:
-            # Nothing more; or an error, whose details are in the queue.
-            if self._sock.fileno() >= 0:
+        except BlockingIOError:
+            if not count:  # then it was an error that was reported
                 self.read_errors(now)
+        except OSError:
+            self.read_errors(now)
 
     def _on_message(self, message: bytes, source: Address, ttl: int) -> None:
         if self._is_raw:

@@ -14,7 +14,7 @@ from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import SECOND
 from qemu_usernat.wire.icmp import IcmpError
-from qemu_usernat.wire.packets import Buffer, IpPacket
+from qemu_usernat.wire.packets import Buffer
 
 IDLE_TIME = 60 * SECOND  # RFC 5508, REQ-2: 60 seconds at least
 
@@ -24,8 +24,8 @@ ASKED_MAXIMUM = 256
 PEERS_MAXIMUM = 256
 """Addresses that one flow was allowed to ask; the one asked first is forgotten first."""
 
-_QUOTED = 128
-"""Bytes kept of a request, to be quoted: what ping(8) sends by default, and more."""
+QUOTED = 128
+"""Bytes kept of a request behind its IP header: what ping(8) sends by default, and more."""
 
 
 class HostEcho(Protocol):
@@ -89,19 +89,18 @@ class EchoFlow:
         del self._admitted[address]
 
     def on_guest_request(
-        self, packet: IpPacket, sequence: int, payload: Buffer, now: float
+        self, address: Address, sequence: int, payload: Buffer, head: bytes, now: float
     ) -> None:
-        """The guest asks `packet.destination`, which it may."""
+        """The guest asks `address`, which it may; `head` is the beginning of its packet, as much as
+        `QUOTED` says."""
         self.sent_at = now
-        asked = packet.destination, sequence
+        asked = address, sequence
         self._asked.pop(asked, None)
         if len(self._asked) >= ASKED_MAXIMUM:
             del self._asked[next(iter(self._asked))]
-        self._asked[asked] = packet.header + packet.payload[:_QUOTED]
-        # One hop is ours (RFC 1812, 5.3.1).
-        self.host.send(
-            payload, packet.destination, sequence, packet.ttl - 1, packet.dont_fragment, now
-        )
+        self._asked[asked] = head
+        # One hop is ours (RFC 1812, 5.3.1); the DF bit is the guest's to set (RFC 1191, 3).
+        self.host.send(payload, address, sequence, head[8] - 1, bool(head[6] & 0x40), now)
 
     def on_host_reply(self, payload: Buffer, source: Address, sequence: int, ttl: int) -> None:
         """An echo reply has come to the flow's end on the host, with `ttl` hops left.

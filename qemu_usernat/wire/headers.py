@@ -1,4 +1,4 @@
-"""The fast tier: the headers of a plain TCP segment or UDP datagram, from one unpack.
+"""The fast tier: the headers of a plain TCP segment, UDP datagram or ping, from one unpack.
 
 It knows only the shapes that nearly every frame has: IPv4 without options, not a fragment, TCP
 without SYN or URG, and without options but for one SACK option behind two NOPs, in which a guest
@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.wire.checksum import partial
-from qemu_usernat.wire.packets import TCP, UDP, IpPacket
+from qemu_usernat.wire.icmp import ECHO_REQUEST
+from qemu_usernat.wire.packets import ICMP, TCP, UDP, IpPacket
 from qemu_usernat.wire.tcp_options import BLOCKS_MAXIMUM, selective_edges, selective_option
 
 Peeked: TypeAlias = tuple[
@@ -22,7 +23,8 @@ Peeked: TypeAlias = tuple[
 ]
 """(protocol, source, source port, destination, destination port, payload start, payload end,
 sequence, acknowledgment, flags, window, selective); payload bounds are offsets into the frame,
-`selective` is as in `TcpSegment`, and for UDP the last five are 0, 0, 0, 0, ()."""
+`selective` is as in `TcpSegment`, and for UDP the last five are 0, 0, 0, 0, (). So they are for an
+echo request (RFC 792), which has its identifier and its sequence number in the places of ports."""
 
 # Ethernet (14 bytes): ethertype. IPv4 (20): version and IHL, total length, flags and offset, TTL,
 # source, destination. Then the transport header.
@@ -31,6 +33,9 @@ _UDP_FRAME = Struct(_ETHERNET_IPV4 + "HHHH")
 _TCP_FRAME = Struct(_ETHERNET_IPV4 + "HHIIHH4x")
 _FRAGMENT = Struct(">12xHBxHHHBB2x4s4s")
 _unpack_fragment = _FRAGMENT.unpack_from
+_ECHO_FRAME = Struct(_ETHERNET_IPV4 + "H2xHH")
+_unpack_echo = _ECHO_FRAME.unpack_from
+_ECHO = ECHO_REQUEST << 8  # type and code
 _unpack_udp = _UDP_FRAME.unpack_from
 _unpack_tcp = _TCP_FRAME.unpack_from
 
@@ -94,6 +99,22 @@ def peek(frame: memoryview) -> Peeked | None:
         ):
             return None
         return (UDP, source, source_port, destination, destination_port, 42, end, 0, 0, 0, 0, ())
+    if protocol == ICMP:
+        (ethertype, version, total, fragment, ttl, source, destination,
+         kind, identifier, sequence) = _unpack_echo(frame)  # fmt: skip
+        end = total + 14
+        if (
+            kind != _ECHO
+            or ethertype != 0x0800
+            or version != 0x45
+            or fragment & 0x3FFF
+            or ttl < 2
+            or not 42 <= end <= length
+            or int.from_bytes(frame[14:34], "big") % 0xFFFF
+            or partial(frame[_TRANSPORT_AT:end]) % 0xFFFF
+        ):
+            return None
+        return (ICMP, source, identifier, destination, sequence, 42, end, 0, 0, 0, 0, ())
     return None
 
 

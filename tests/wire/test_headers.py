@@ -11,10 +11,12 @@ from qemu_usernat.wire.checksum import checksum, pseudo_header
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.emit import SegmentTemplate
 from qemu_usernat.wire.headers import Peeked, peek, peek_fragment
+from qemu_usernat.wire.icmp import ECHO_REQUEST, icmp_message
 from qemu_usernat.wire.ipv4 import ipv4_frames
 from qemu_usernat.wire.packets import (
     ACK,
     FIN,
+    ICMP,
     PSH,
     RST,
     SYN,
@@ -52,6 +54,13 @@ def datagram(payload: bytes = b"", ttl: int = 64) -> bytes:
     return wire[4 : 4 + 34 + len(content)]
 
 
+def echo(payload: bytes = b"", kind: int = 8, code: int = 0) -> bytes:
+    """A frame from the guest with an ICMP message of echo's shape, not padded."""
+    content = icmp_message(kind, code, b"\x12\x34\x00\x07", payload)
+    (wire,) = ipv4_frames(GUEST_MAC, GATEWAY_MAC, GUEST, HOST, ICMP, content, 65535, 7)
+    return wire[4 : 4 + 34 + len(content)]
+
+
 def repaired(frame: bytes) -> bytes:
     """The frame with the checksums made right that its lengths say it has, if they can be."""
     changed = bytearray(frame)
@@ -61,10 +70,12 @@ def repaired(frame: bytes) -> bytes:
     changed[24:26] = checksum(changed[14:34]).to_bytes(2, "big")
     total, protocol = int.from_bytes(changed[16:18], "big"), changed[23]
     length = int.from_bytes(changed[38:40], "big") if protocol == UDP else total - 20
-    at = 40 if protocol == UDP else 50
+    at = 40 if protocol == UDP else 36 if protocol == ICMP else 50
     if at + 2 <= 34 + length <= len(changed):
         changed[at : at + 2] = bytes(2)
-        start = pseudo_header(bytes(changed[26:30]), bytes(changed[30:34]), protocol, length)
+        start = 0
+        if protocol != ICMP:
+            start = pseudo_header(bytes(changed[26:30]), bytes(changed[30:34]), protocol, length)
         changed[at : at + 2] = checksum(changed[34 : 34 + length], start).to_bytes(2, "big")
     return bytes(changed)
 
@@ -96,6 +107,9 @@ def slow(frame: bytes) -> Peeked | None:
         selective = content.selective
     elif isinstance(content, UdpDatagram):
         start = 42
+    elif (content.type, content.code) == (ECHO_REQUEST, 0):
+        words = int.from_bytes(content.rest[:2], "big"), int.from_bytes(content.rest[2:], "big")
+        content, start = UdpDatagram(*words, content.payload), 42
     else:
         return None
     end = start + len(content.payload)
@@ -160,6 +174,15 @@ def test_a_plain_datagram(size: int) -> None:
     assert peek(memoryview(frame)) == (UDP, GUEST, 40000, HOST, 53, 42, 42 + size, 0, 0, 0, 0, ())
     padded = memoryview(frame.ljust(60, b"\0"))
     assert peek(padded) == peek(memoryview(frame))
+
+
+@pytest.mark.parametrize("size", [0, 1, 56, 1472, 65507])
+def test_a_plain_ping(size: int) -> None:
+    """Its identifier and its sequence number stand where others have ports."""
+    frame = echo(b"p" * size)
+    expected = (ICMP, GUEST, 0x1234, HOST, 7, 42, 42 + size, 0, 0, 0, 0, ())
+    assert peek(memoryview(frame)) == expected
+    assert peek(memoryview(frame.ljust(60, b"\0"))) == expected
 
 
 def test_a_datagram_without_a_checksum() -> None:
@@ -227,13 +250,18 @@ def changed(frame: bytes, at: int, value: bytes) -> bytes:
         datagram(b"data", ttl=1),
         datagram(b"data", ttl=0),
         datagram()[:41],
+        echo(kind=0),
+        echo(kind=13),
+        echo(code=1),
+        echo()[:41],
         segment()[:53],
         b"",
     ],
     ids=["syn", "syn-ack", "urgent", "timestamps", "padding behind",
          "two SACK options", "no blocks", "SACK in a syn", "half an edge", "first fragment",
          "later fragment", "ttl 1",
-         "ttl 0", "41 bytes", "53 bytes", "nothing"],
+         "ttl 0", "41 bytes", "echo reply", "timestamp", "ping of another code", "41 bytes of a ping",
+         "53 bytes", "nothing"],
 )  # fmt: skip
 def test_all_else_is_for_the_slow_tier(frame: bytes) -> None:
     """Unusual or broken: the fast tier has no opinion."""
@@ -253,6 +281,7 @@ plain_frames = st.one_of(
          *(selective_option(tuple(range(2 * blocks))) for blocks in range(1, 5))])),
     st.builds(datagram, st.binary(max_size=100), st.integers(0, 255)),
     st.builds(fragment, st.binary(max_size=100), st.integers(0, 0xFFFF)),
+    st.builds(echo, st.binary(max_size=100), st.sampled_from([8, 8, 8, 0, 3])),
 )  # fmt: skip
 changes = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 255)), max_size=4)
 
@@ -282,8 +311,10 @@ def test_both_tiers_say_the_same_of_garbage(frame: bytes) -> None:
 @pytest.mark.parametrize(
     "frame",
     [segment(b"data"), segment(), segment(options=selective_option((1, 2, 3, 4))),
-     datagram(b"data"), datagram(), datagram(b"data")[:20] + b"\x20\1" + datagram(b"data")[22:]],
-    ids=["segment", "acknowledgment", "selective one", "datagram", "empty datagram", "fragment"],
+     datagram(b"data"), datagram(), datagram(b"data")[:20] + b"\x20\1" + datagram(b"data")[22:],
+     echo(b"data")],
+    ids=["segment", "acknowledgment", "selective one", "datagram", "empty datagram", "fragment",
+         "ping"],
 )  # fmt: skip
 def test_both_tiers_say_the_same_of_every_single_byte_mutation(frame: bytes) -> None:
     """Each byte set to each value, with the checksums as they were and made right."""
