@@ -63,7 +63,7 @@ class HostPings:
     def open(self, flow: EchoFlow) -> None:
         """Give `flow` its end. OSError where the system lets us open no socket for it."""
         try:
-            sock = _IcmpSocket(_datagram_socket(flow.key[1]), self)
+            sock = _IcmpSocket(_datagram_socket(), self)
         except PermissionError:
             if self._raw is None:
                 self._raw = _IcmpSocket(_raw_socket(), self, is_raw=True)
@@ -80,7 +80,7 @@ class HostPings:
 def complaint() -> str | None:
     """What a person should know where this system lets us ping nobody; None where it does."""
     try:
-        _datagram_socket(0).close()
+        _datagram_socket().close()
     except OSError:
         try:
             _raw_socket().close()
@@ -89,14 +89,15 @@ def complaint() -> str | None:
     return None
 
 
-def _datagram_socket(identifier: int) -> socket.socket:
-    """One that has `identifier` on the wire, if nobody else has it; with 0, any."""
+def _datagram_socket() -> socket.socket:
+    """One that has an identifier of its own.
+
+    That is the kernel's to choose: it lets two sockets ask for the same one, and then only one of
+    them hears the answers to both.
+    """
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _ICMP)
     try:
-        try:
-            sock.bind(("", identifier))
-        except OSError:
-            sock.bind(("", 0))
+        sock.bind(("", 0))
     except OSError:
         sock.close()
         raise

@@ -28,6 +28,8 @@ LOOPBACK_IPV4: Address = b"\x7f\0\0\x01"
 
 def format_address(address: Address) -> str:
     """The text form of a packed address: ``10.0.2.15``, ``fd00::1``."""
+    if len(address) == 4:
+        return "{}.{}.{}.{}".format(*address)
     return str(ip_address(address))
 
 

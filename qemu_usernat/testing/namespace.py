@@ -68,7 +68,8 @@ class NamespaceGuest:
     address: str | None = "10.0.2.15/24"
     gateway: str | None = "10.0.2.2"
     _ends: ExitStack = field(factory=ExitStack)
-    _process: "subprocess.Popen[bytes]" = field(init=False)
+    process: "subprocess.Popen[bytes]" = field(init=False)
+    """What holds its namespace, and carries its frames."""
     _namespace: int = field(init=False)
 
     def __enter__(self) -> "NamespaceGuest":
@@ -87,7 +88,7 @@ class NamespaceGuest:
 
     def _start(self, ends: ExitStack) -> None:
         with self.wire:
-            self._process = ends.enter_context(
+            self.process = ends.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-I", "-S", tap.__file__, str(self.wire.fileno())],
                     stdin=subprocess.PIPE,
@@ -95,11 +96,11 @@ class NamespaceGuest:
                     pass_fds=[self.wire.fileno()],
                 )
             )
-        ends.callback(self._process.kill)  # also where it has been stopped
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline():
+        ends.callback(self.process.kill)  # also where it has been stopped
+        assert self.process.stdout is not None
+        if not self.process.stdout.readline():
             raise UserError(f"no TAP device: {tap.__file__} has ended; see its words on stderr")
-        self._namespace = os.open(f"/proc/{self._process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._namespace = os.open(f"/proc/{self.process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         ends.callback(os.close, self._namespace)
         self._configure()
 
@@ -123,7 +124,7 @@ class NamespaceGuest:
 
     def command(self, words: Sequence[str]) -> list[str]:
         """The command line that runs `words` in the guest."""
-        return ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", "--", *words]
+        return ["nsenter", f"--net=/proc/{self.process.pid}/ns/net", "--", *words]
 
     def run(self, words: Sequence[str], input: str = "") -> str:  # noqa: A002
         """Run a program in the guest to its end; what it wrote. UserError if it failed."""
@@ -170,11 +171,11 @@ class NamespaceGuest:
 
     def stop_reading(self) -> None:
         """The guest's card freezes, as that of a paused machine: the wire backs up."""
-        self._process.send_signal(signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
 
     def resume_reading(self) -> None:
         """And goes on where it was."""
-        self._process.send_signal(signal.SIGCONT)
+        self.process.send_signal(signal.SIGCONT)
 
 
 @contextmanager

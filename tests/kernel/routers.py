@@ -96,11 +96,11 @@ class Internetwork:
 def internetwork() -> Iterator[Internetwork]:
     """For the length of a ``with``."""
     with ExitStack() as ends:
-        host, first, second, third, site = (_kernel(ends) for _ in range(5))
-        _wire(host, "172.20.0.1/30", first, "172.20.0.2/30")
-        _wire(first, "172.20.0.5/30", second, "172.20.0.6/30")
-        _wire(second, "172.20.0.9/30", third, "172.20.0.10/30", mtu=NARROW)
-        _wire(third, "172.20.9.1/24", site, f"{SITE}/24")
+        host, first, second, third, site = (kernel(ends) for _ in range(5))
+        wire(host, "172.20.0.1/30", first, "172.20.0.2/30")
+        wire(first, "172.20.0.5/30", second, "172.20.0.6/30")
+        wire(second, "172.20.0.9/30", third, "172.20.0.10/30", mtu=NARROW)
+        wire(third, "172.20.9.1/24", site, f"{SITE}/24")
         host.ip("route add default via 172.20.0.2")
         first.ip(
             "route add default via 172.20.0.6",
@@ -119,25 +119,27 @@ def internetwork() -> Iterator[Internetwork]:
         yield Internetwork(host, (first, second, third), site)
 
 
-def _kernel(ends: ExitStack) -> Kernel:
+def kernel(ends: ExitStack) -> Kernel:
+    """A new one, until `ends` does."""
     words = ["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"]
     process = ends.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE))
     ends.callback(process.kill)
     assert process.stdout is not None
     process.stdout.readline()
-    kernel = Kernel(process)
-    kernel.ip("link set lo up")
+    made = Kernel(process)
+    made.ip("link set lo up")
     # Errors to one address a second are the default: a traceroute would wait for each of its own.
-    kernel.sysctl(ip_forward="1", icmp_ratelimit="0")
-    return kernel
+    made.sysctl(ip_forward="1", icmp_ratelimit="0")
+    return made
 
 
-def _wire(near: Kernel, near_address: str, far: Kernel, far_address: str, mtu: int = 1500) -> None:
+def wire(near: Kernel, near_address: str, far: Kernel, far_address: str, mtu: int = 1500) -> None:
+    """A link between two, of that MTU in bytes."""
     count = near.run("ip", "-brief", "link").count("\n")
     here, there = f"to-far{count}", "to-near"
     near.ip(f"link add name {here} type veth peer name {there} netns {far.process.pid}")
-    for kernel, device, address in ((near, here, near_address), (far, there, far_address)):
-        kernel.ip(
+    for end, device, address in ((near, here, near_address), (far, there, far_address)):
+        end.ip(
             f"link set {device} addrgenmode none",
             f"address add {address} dev {device}",
             f"link set {device} mtu {mtu} up",

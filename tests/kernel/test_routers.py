@@ -156,6 +156,22 @@ def test_many_pings_at_once(room: Room) -> None:
     assert room.server.report()["icmp.unsolicited"] == 0
 
 
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_two_guests_under_the_same_identifier(room_of: Callable[[str], Room], kind: str) -> None:
+    """Each hears its own answers, and no other's."""
+    room = room_of(kind)
+    ask = f"ping -n -e 77 -c 20 -i 0.01 -W 5 {SITE}".split()
+    with NamespaceGuest(connect_unix(room.server.path), address="10.0.2.99/24") as other:
+        programs = [
+            subprocess.Popen(guest.command(ask), stdout=subprocess.PIPE, text=True)
+            for guest in (room.guest, other)
+        ]
+        for program in programs:
+            said = program.communicate(timeout=30)[0]
+            assert "20 received" in said, said
+            assert "DUP" not in said, said
+
+
 def test_without_any_icmp_socket_nothing_is_silent(room_of: Callable[[str], Room]) -> None:
     """The person who starts the server reads what to enable, the guest hears of it at once."""
     room = room_of("neither")

@@ -260,8 +260,8 @@ def changed(frame: bytes, at: int, value: bytes) -> bytes:
     ids=["syn", "syn-ack", "urgent", "timestamps", "padding behind",
          "two SACK options", "no blocks", "SACK in a syn", "half an edge", "first fragment",
          "later fragment", "ttl 1",
-         "ttl 0", "41 bytes", "echo reply", "timestamp", "ping of another code", "41 bytes of a ping",
-         "53 bytes", "nothing"],
+         "ttl 0", "41 bytes", "echo reply", "timestamp", "ping of another code",
+         "41 bytes of a ping", "53 bytes", "nothing"],
 )  # fmt: skip
 def test_all_else_is_for_the_slow_tier(frame: bytes) -> None:
     """Unusual or broken: the fast tier has no opinion."""

@@ -248,6 +248,14 @@ class TcpMachine(RuleBasedStateMachine):
         self.guest.capacity = capacity
         self.guest.sends_ack()
 
+    @precondition(lambda self: self.to_guest)
+    @rule(data=st.data(), mtu=st.sampled_from([68, 300, 576, 1280, 9000]))
+    def a_way_behind_the_guest_is_narrow(self, data: st.DataObject, mtu: int) -> None:
+        """It says so of a segment under way (RFC 1191): none of the octets is lost by that."""
+        segment = data.draw(st.sampled_from(self.to_guest))
+        self.flow.on_path_mtu(self.flow.sender.sequence_of(segment.at), mtu)
+        self.end_turn()
+
     @rule()
     def the_guest_reneges(self) -> None:
         """It throws away what it has told of, as it may (RFC 2018, 8)."""
