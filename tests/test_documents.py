@@ -13,6 +13,7 @@ from tests.kernel.conditions import CONDITIONS
 from tools import counters, goodput, tcp_states
 
 ROOT = Path(__file__).parent.parent
+ALLOW_PINGS = 'sysctl -w net.ipv4.ping_group_range="0 2147483647"'
 README = (ROOT / "README.md").read_text()
 MEASUREMENTS = (ROOT / "docs" / "measurements.md").read_text()
 
@@ -57,6 +58,7 @@ def test_every_command_of_the_readme_is_known_here() -> None:
         ". .venv/bin/activate",
         "pip install qemu-usernat pytest",
         "pytest test_hello.py",
+        ALLOW_PINGS,  # tests/kernel/test_routers.py
         SANDBOX,  # below, and tests/e2e/test_policy.py with a guest
         "qemu-usernat run -- qemu-system-x86_64 -m 1G disk.img",  # tests/qemu, with a guest
         "qemu-usernat serve --listen unix:/tmp/guest.sock",  # tests/test_app.py, tests/qemu

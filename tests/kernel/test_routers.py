@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 import shutil
 import socket
 import struct
@@ -28,6 +29,7 @@ from tests.kernel.routers import (
     Kernel,
     internetwork,
 )
+from tests.test_documents import ALLOW_PINGS
 
 pytestmark = pytest.mark.kernel
 
@@ -180,6 +182,14 @@ def test_without_any_icmp_socket_nothing_is_silent(room_of: Callable[[str], Room
     assert "net.ipv4.ping_group_range" in words
     assert "CAP_NET_RAW" in words
     assert "Packet filtered" not in room.ask(f"ping -n -c 1 -W 5 {GATEWAY}")
+
+
+def test_what_the_notice_says_helps_at_once(room_of: Callable[[str], Room]) -> None:
+    """The command that it gives, as the README has it; nothing is to be started again."""
+    room = room_of("neither")
+    assert ALLOW_PINGS in room.server.words()
+    room.net.host.run(*shlex.split(ALLOW_PINGS))
+    assert "1 received" in room.ask(f"ping -n -c 1 -W 5 {SITE}")
 
 
 @pytest.mark.parametrize("kind", ["datagram", "raw"])
