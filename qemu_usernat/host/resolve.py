@@ -23,14 +23,23 @@ LOOK_INTERVAL = 1 * SECOND
 class SystemResolvers:
     """The resolvers that the host uses, in its order; called for those of the moment.
 
-    The file is followed: a server may be up before its host's network, and a laptop moves from
-    one network to the next. A file that cannot be read changes nothing. `clock` is in seconds.
+    The file is followed, through links, too: a server may be up before its host's network, and a
+    laptop moves from one network to the next. A file that cannot be read changes nothing, nor does
+    one that names nobody until it does so at two looks: it may be half written. `clock` is in
+    seconds.
+
+    Where the file names systemd-resolved's stub (127.0.0.53), the stub is asked, and not those
+    whom it would ask (/run/systemd/resolve/resolv.conf): it alone knows which of them a VPN has
+    for which names, so that a guest finds what its host finds. libslirp and passt do the same.
+    Programs in containers read the other file, because there the stub cannot be reached.
     """
 
     path: Path = Path("/etc/resolv.conf")
     clock: Callable[[], float] = time.monotonic
     _resolvers: list[Upstream] = field(factory=list, init=False)
     _version: tuple[int, ...] = field(default=(), init=False)
+    _empty: tuple[int, ...] = field(default=(), init=False)
+    """The version that named nobody at the last look."""
     _next_look: float = field(default=-NEVER, init=False)
 
     def __call__(self) -> list[Upstream]:
@@ -47,8 +56,10 @@ class SystemResolvers:
         # The time alone does not tell two changes within one tick of the kernel's from each other.
         version = status.st_mtime_ns, status.st_ino, status.st_size
         if version != self._version:
-            self._resolvers = _read_resolvers(self.path)
-            self._version = version
+            resolvers = _read_resolvers(self.path)
+            if resolvers or version == self._empty or not self._resolvers:
+                self._resolvers, self._version = resolvers, version
+            self._empty = () if resolvers else version
 
 
 def _read_resolvers(path: Path) -> list[Upstream]:

@@ -85,6 +85,51 @@ def test_a_file_that_goes_away_leaves_what_it_said(tmp_path: Path) -> None:
     assert host.named() == ["192.0.2.2"]
 
 
+def test_a_file_that_is_half_written_changes_nothing(tmp_path: Path) -> None:
+    """Some write it in place: for a moment it is empty. If it stays so, nobody can be asked."""
+    host = HostFile(tmp_path / "resolv.conf")
+    host.name("192.0.2.1")
+    assert host.named() == ["192.0.2.1"]
+    host.path.write_text("# Generated\n")
+    assert host.named() == ["192.0.2.1"]
+    host.path.write_text("# Generated\nnameserver 192.0.2.2\n")
+    assert host.named() == ["192.0.2.2"]
+    host.path.write_text("# Generated, offline\n")
+    assert host.named() == ["192.0.2.2"]
+    assert host.named() == []
+    assert host.named() == []
+    host.name("192.0.2.3")
+    assert host.named() == ["192.0.2.3"]
+
+
+def test_a_link_that_is_turned_is_followed(tmp_path: Path) -> None:
+    """systemd-resolved, resolvconf and others have a link there, and turn it, or what it names."""
+    stub, direct = tmp_path / "stub-resolv.conf", tmp_path / "direct-resolv.conf"
+    stub.write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example\n")
+    direct.write_text("nameserver 192.0.2.1\n")
+    link = tmp_path / "resolv.conf"
+    link.symlink_to(stub)
+    host = HostFile(link)
+    assert host.named() == ["127.0.0.53"]
+    new = tmp_path / "new"
+    new.symlink_to(direct)
+    new.replace(link)
+    assert host.named() == ["192.0.2.1"]
+    direct.unlink()
+    assert host.named() == ["192.0.2.1"]
+    direct.write_text("nameserver 192.0.2.2\n")
+    assert host.named() == ["192.0.2.2"]
+
+
+def test_a_change_of_no_consequence_is_none(tmp_path: Path) -> None:
+    """A file written anew with the same resolvers gives the same list: nothing is forgotten."""
+    host = HostFile(tmp_path / "resolv.conf")
+    host.name("192.0.2.1")
+    before = host.named()
+    host.name("192.0.2.1")
+    assert host.named() == before
+
+
 def test_the_file_is_not_looked_at_for_every_query(tmp_path: Path) -> None:
     """A flood of queries costs one look a second."""
     host = HostFile(tmp_path / "resolv.conf")
