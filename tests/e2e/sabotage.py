@@ -21,11 +21,12 @@ from qemu_usernat.policy.judge import Judge, Verdict
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.why import Why
 from qemu_usernat.testing import InternetHost
+from qemu_usernat.testing.internet.echo import EchoHost
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.world import InternetWorld
 
 
-def _refuse(world: InternetWorld, flow: TcpFlow, address: bytes, port: int) -> None:
+def _refuse(world: InternetWorld, flow: TcpFlow, *_: object) -> None:
     flow.on_host_failed(None, trio.current_time())
 
 
@@ -45,9 +46,9 @@ FEATURES: dict[str, list[tuple[type, str, Callable[..., object]]]] = {
     "arp": [(ArpResponder, "answer", _nothing)],
     "dhcp": [(DhcpServer, "answer", _nothing)],
     "dns": [(DnsForwarder, "on_query", _true)],
-    "icmp errors": [(Delivery, "unreachable", _nothing)],
+    "icmp errors": [(Delivery, "quoting", _nothing)],
     "ping of the gateway": [(EchoResponder, "answer", _nothing)],
-    "ping": [(InternetWorld, "echo", _true)],
+    "ping": [(EchoHost, "send", _nothing)],
     "refusal": [(InternetHost, "answer", _swallow)],
     "tcp": [(InternetWorld, "dial", _refuse)],
     "udp": [(InternetHost, "answer", _swallow)],
