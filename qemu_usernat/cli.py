@@ -6,35 +6,27 @@ What a command needs is imported when it runs, so that `--help` and `cmdline` ar
 """
 
 import logging
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from qemu_usernat import __version__, signals
+from qemu_usernat import __version__, cli_policy, signals
 from qemu_usernat.config import (
     Config,
     Endpoint,
     FdEndpoint,
-    Network,
-    groups_of,
     parse_endpoint,
     read_config,
 )
 from qemu_usernat.notify import notify_ready
-from qemu_usernat.policy.groups import Groups
-from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu import command_lines
-
-PROGRAM = "qemu-usernat"
+from qemu_usernat.terminal import PROGRAM, as_usage, complain, configure_log, say
 
 # `run` names its netdev unlike any that the user's own line is likely to have.
 RUN_NETDEV_ID = "usernat"
@@ -50,16 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        _complain(error.format_message())
+        complain(error.format_message())
         return error.exit_code
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
     except BaseExceptionGroup as group:  # what a nursery made of one of the above
         mistakes, others = group.split(UserError)
         if mistakes is None or others is not None:
             raise
         for mistake in _leaves(mistakes):
-            _complain(str(mistake))
+            complain(str(mistake))
     return 1
 
 
@@ -67,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def commands() -> None:
     """User-mode networking for virtual machines: DHCP, DNS, TCP and UDP for QEMU guests."""
+
+
+commands.add_command(cli_policy.policy)
 
 
 def _network_options(command: _Command) -> _Command:
@@ -195,9 +190,9 @@ def serve(file: Path | None, policy_file: Path | None, rules: list[str], **optio
     with signals.waiting():
         import trio
 
-        with _as_usage():
+        with as_usage():
             config = read()
-        _configure_log(logging.DEBUG if config.verbose else logging.INFO)
+        configure_log(logging.DEBUG if config.verbose else logging.INFO)
         trio.run(_serve, config, read)
     return 0
 
@@ -225,12 +220,12 @@ def run(
         import trio
 
         private = parse_endpoint(f"unix:{directory}/guest.sock")
-        with _as_usage():
+        with as_usage():
             config = read_config(
                 file, _given(options), listen=private, policy_file=policy_file, rules=rules
             )
         # The terminal is QEMU's: a guest's console is no place for our small talk.
-        _configure_log(logging.DEBUG if config.verbose else logging.WARNING)
+        configure_log(logging.DEBUG if config.verbose else logging.WARNING)
         version = command_lines.version_of(qemu[0])
         return trio.run(_run, config, version, qemu)
 
@@ -244,92 +239,16 @@ def cmdline(qemu: str | None, qemu_version: str | None, **options: Any) -> int:
     """Print the arguments that make a QEMU find the server."""
     if qemu and qemu_version:
         raise click.UsageError("--qemu and --qemu-version exclude each other")
-    with _as_usage():
+    with as_usage():
         config = read_config(None, _given(options))
         version = command_lines.parse_version(qemu_version) if qemu_version else None
     version = version or command_lines.version_of(qemu or command_lines.DEFAULT_BINARY)
-    with _as_usage():
+    with as_usage():
         arguments = command_lines.netdev_arguments(
             version, config.listen[0], mtu=config.network.mtu
         )
-    _say(command_lines.in_shell_form(arguments))
+    say(command_lines.in_shell_form(arguments))
     return 0
-
-
-# ---- policies ----------------------------------------------------------------------
-
-
-@commands.group()
-def policy() -> None:
-    """Look at a network policy: a file with a table [policy]."""
-
-
-@policy.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> int:
-    """Read FILE, and check every [[policy.expect]] in it."""
-    settings, _ = _read_policy(file)
-    rules, expects = len(settings.policy.rules), len(settings.expects)
-    _say(f"{file}: good: rules: {rules}, default: {settings.policy.default}, expected: {expects}")
-    return 0
-
-
-@policy.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("flow", nargs=-1, required=True)
-@click.option("--guest", metavar="KEY", help="With the policy of this MAC address or link.")
-@click.option("--address", metavar="ADDR", help="The address that the flow's name has.")
-def explain(file: Path, flow: tuple[str, ...], guest: str | None, address: str | None) -> int:
-    """Say rule by rule what becomes of FLOW, like: tcp github.com:443."""
-    from qemu_usernat.policy.explain import explain
-    from qemu_usernat.policy.flows import parse_flow
-
-    settings, groups = _read_policy(file)
-    with _as_usage():
-        written = parse_flow(" ".join(flow)).at(address)
-        chosen = settings.policy_of(guest)
-    for line in explain(chosen, groups, written):
-        _say(line)
-    return 0
-
-
-@policy.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def lint(file: Path) -> int:
-    """Find rules that are never reached, and rules that let more through than they seem to.
-
-    The exit code is 1 if anything is found.
-    """
-    from qemu_usernat.policy.lint import lint
-
-    settings, groups = _read_policy(file)
-    found = False
-    for guest, each in (("", settings.policy), *settings.guests.items()):
-        for flaw in lint(each, groups):
-            _say(f"{file}: {f'guest {guest}: ' if guest else ''}{flaw}")
-            found = True
-    return int(found)
-
-
-@policy.command()
-@click.argument("audit", type=click.Path(path_type=Path))
-def learn(audit: Path) -> int:
-    """Print a policy that admits what is in AUDIT, a file that --audit has written."""
-    from qemu_usernat.policy.learn import learn_file
-
-    with _as_usage():
-        learned = learn_file(audit, groups_of(Network()))
-    _say(learned.to_toml().rstrip())
-    return 0
-
-
-def _read_policy(file: Path) -> tuple[PolicySettings, Groups]:
-    """The policies of a file, which may have other tables as well, and its network's groups."""
-    with _as_usage():
-        config = read_config(file, {}, listen=parse_endpoint("unix:/nowhere"))
-        if config.policy is None:
-            raise UserError(f"{file}: has no table [policy]")
-    return config.policy, groups_of(config.network)
 
 
 # ---- serve and run -----------------------------------------------------------------
@@ -344,9 +263,9 @@ async def _serve(config: Config, read: Callable[[], Config]) -> None:
 
         def on_ready(endpoints: Sequence[Endpoint]) -> None:
             for endpoint in endpoints:
-                _say(f"listening on {endpoint}")
+                say(f"listening on {endpoint}")
             for endpoint in config.connect:
-                _say(f"connecting to {endpoint}")
+                say(f"connecting to {endpoint}")
             notify_ready()
             nursery.start_soon(_print_arguments, config, endpoints)
 
@@ -373,7 +292,7 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
             remark = binary
         except UserError as error:
             remark = str(error)
-    _say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
+    say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
     for number, (endpoint, qemu_listens) in enumerate(meetings):
         arguments = command_lines.netdev_arguments(
             version,
@@ -382,7 +301,7 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
             mtu=config.network.mtu,
             qemu_listens=qemu_listens,
         )
-        _say(command_lines.in_shell_form(arguments))
+        say(command_lines.in_shell_form(arguments))
 
 
 async def _run(config: Config, version: command_lines.Version, qemu: Sequence[str]) -> int:
@@ -435,62 +354,9 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _as_usage() -> Iterator[None]:
-    """A `UserError` in here is a wrong request (exit code 2), not a failure."""
-    try:
-        yield
-    except UserError as error:
-        raise click.UsageError(str(error)) from error
-
-
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)
         else:
             yield error
-
-
-def _complain(message: str) -> None:
-    _print(f"{PROGRAM}: {message}", sys.stderr)
-
-
-def _say(line: str) -> None:
-    _print(line, sys.stdout)
-
-
-def _print(line: str, stream: TextIO) -> None:
-    """Print at once. Whoever reads may have gone (`| head -1`): the guests do not care."""
-    try:
-        print(line, file=stream, flush=True)
-    except BrokenPipeError:
-        # As the library's documentation of SIGPIPE advises: nothing left to flush at exit.
-        with suppress(OSError), Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())
-    except OSError:
-        pass  # a full disk, a terminal that takes nothing now: the next line may pass
-
-
-class _StderrLogger:
-    """Where structlog's rendered lines go, whatever their level."""
-
-    def debug(self, line: str) -> None:
-        _print(line, sys.stderr)
-
-    info = warning = error = critical = debug
-
-
-def _configure_log(level: int) -> None:
-    """Log lines for a person, on stderr; stdout is for what is to be pasted."""
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_StderrLogger,
-    )

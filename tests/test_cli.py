@@ -134,7 +134,7 @@ def run_until_printed(
         if len(lines) == line_count:
             raise UserError("the test has seen enough")
 
-    monkeypatch.setattr(cli, "_say", say)
+    monkeypatch.setattr(cli, "say", say)
     assert main(arguments) == 1
     return lines
 
@@ -536,7 +536,7 @@ def test_a_reader_that_leaves_ends_nothing() -> None:
     """`qemu-usernat serve | head -1` keeps serving, and ends without a complaint."""
     reader, writer = os.pipe()
     os.close(reader)
-    script = "from qemu_usernat import cli; cli._say('a'); cli._say('b')"
+    script = "from qemu_usernat.terminal import say; say('a'); say('b')"
     answer = subprocess.run(
         [sys.executable, "-c", script],
         stdout=writer,
@@ -550,8 +550,8 @@ def test_a_reader_that_leaves_ends_nothing() -> None:
 
 LOGGING = """
 import logging, structlog
-from qemu_usernat import cli
-cli._configure_log(logging.INFO)
+from qemu_usernat import terminal
+terminal.configure_log(logging.INFO)
 for message in ("guest connected", "guest disconnected"):
     structlog.get_logger().info(message)
 print("still serving")
