@@ -11,6 +11,7 @@ everything. Written are questions answered a second, and the server's own proces
 
 import argparse
 import os
+import shlex
 import socket
 import statistics
 import struct
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import Process
 from pathlib import Path
@@ -101,11 +102,13 @@ def _processor_time(pid: int) -> float:
 
 
 @contextmanager
-def server(tree: Path, upstream: int, folder: str) -> Iterator[tuple[int, socket.socket]]:
+def server(
+    tree: Path, upstream: int, folder: str, options: Sequence[str] = ()
+) -> Iterator[tuple[int, socket.socket]]:
     """A running one: its process, and a guest's socket to it."""
     path = f"{folder}/guest.sock"
     words = [sys.executable, "-m", "qemu_usernat", "serve", "--listen", f"unix:{path}"]
-    words += ["--dns", f"127.0.0.1:{upstream}"]
+    words += ["--dns", f"127.0.0.1:{upstream}", *options]
     process = subprocess.Popen(words, cwd=tree, stdout=subprocess.DEVNULL)
     try:
         with socket.socket(socket.AF_UNIX) as guest:
@@ -159,10 +162,11 @@ def main() -> None:
     """Some rounds of both, and their medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tree", type=Path, action="append", help="whose server, instead of ours")
+    parser.add_argument("--options", default="", help="further options of `serve`, as one word")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=40_000)
     arguments = parser.parse_args()
-    trees = arguments.tree or [Path()]
+    trees, options = arguments.tree or [Path()], shlex.split(arguments.options)
     count = arguments.questions
     work = {CACHED: _frames(count, 100), UPSTREAM: _frames(count, count)}
     results: dict[tuple[Path, str], list[tuple[float, float, int]]] = {}
@@ -170,7 +174,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for tree in trees:
                 for what, frames in work.items():
-                    with server(tree, port, folder) as (pid, guest):
+                    with server(tree, port, folder, options) as (pid, guest):
                         measure(pid, guest, frames[:1000])
                         found = measure(pid, guest, frames[1000:])
                     results.setdefault((tree, what), []).append(found)

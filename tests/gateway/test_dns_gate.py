@@ -217,3 +217,15 @@ def test_where_an_own_name_leads_outside_is_judged(is_denied: bool) -> None:
         ]
         names = talk.admission.pins(GUEST).names(parse_address("8.8.8.8"), 0.0)
         assert names == {"www.internal"}
+
+
+def test_what_one_guest_may_not_be_told_another_may(talk: Gated) -> None:
+    """The same answer twice: what was left out for one judge is still there for the next."""
+    change = with_answers(("a.wild.example", "IN", "A", ["8.8.8.8", "192.168.1.9"]))
+    query = ask_for("a.wild.example")
+    reply, _ = talk.told(query, change)
+    assert [item.to_text() for item in reply.answer[0]] == ["8.8.8.8"]
+    policy = NetworkPolicy.allow_all().allow_ip("192.168.1.9")
+    talk.admission.replace(PolicySettings(policy=policy))
+    reply, _ = talk.told(query, change)
+    assert {item.to_text() for item in reply.answer[0]} == {"8.8.8.8", "192.168.1.9"}

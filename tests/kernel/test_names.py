@@ -227,3 +227,34 @@ def test_the_host_s_resolvers_are_followed_while_it_runs(lab: Laboratory, tmp_pa
         (etc / "resolv.conf").unlink()
         assert answers(guest, "other.example")[0][4] == "192.0.2.2"
     assert len(before.asked) == 1
+
+
+DHCP_SCRIPT = """#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip address add "$ip/$mask" dev "$interface" && ip route add default via "$router" && env
+"""
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="there is no busybox for its udhcpc")
+def test_guests_find_each_other_by_the_names_that_they_gave(
+    lab: Laboratory, tmp_path: Path
+) -> None:
+    """Two guests, each of which says its name with DHCP: dig finds one from the other, forward and
+    back; and both hear which domains to search."""
+    script, config = tmp_path / "lease", tmp_path / "net.toml"
+    script.write_text(DHCP_SCRIPT)
+    script.chmod(0o755)
+    config.write_text('[network]\ndomain = "lab.internal"\nsearch = ["corp.example"]\n')
+    server = lab.own_server(1500, "--config", str(config))
+    found = {}
+    for name in ("web", "client"):
+        guest = lab.guest(1500, None, server)
+        words = ["busybox", "udhcpc", "-i", "tap0", "-s", str(script), "-f", "-q", "-n"]
+        output = guest.run([*words, "-x", f"hostname:{name}", "-O", "search"])
+        lease = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        assert lease["search"] == "lab.internal corp.example"
+        found[name] = lease["ip"]
+    assert answers(guest, "web.lab.internal")[0][3:] == ["A", found["web"]]
+    assert answers(guest, "-x", found["web"])[0][3:] == ["PTR", "web.lab.internal."]
+    assert answers(guest, "gateway.lab.internal")[0][4] == "10.0.2.2"
+    assert guest.run(["ping", "-c", "1", "-W", "5", found["web"]])
