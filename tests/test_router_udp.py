@@ -1,7 +1,10 @@
 """UDP through the router: mappings, who may answer, how they end, and ICMP about them."""
 
+from unittest import mock
+
 import pytest
 
+from qemu_usernat.nat import udp_table
 from qemu_usernat.nat.udp import DNS_IDLE_TIME, IDLE_TIME
 from qemu_usernat.nat.udp_table import LIVE_TIME, MAPPINGS_MAXIMUM, MAPPINGS_PER_GUEST
 from qemu_usernat.policy.groups import Groups
@@ -254,6 +257,7 @@ def test_twenty_thousand_ports_in_a_second_have_a_bound(
     assert (sockets[0].closed, talking.closed) == (False, False)
     assert sockets[-1].sent == [(b"x", SERVER, 99)]
     assert len(network.router.alarms) == MAPPINGS_PER_GUEST + 1
+    assert network.router.datagrams.table.crowds[guest.port].tally.peers == MAPPINGS_PER_GUEST
     guest.sends(guest.ping(GATEWAY))
     assert guest.hears_one().icmp.type == 0
     network.advance(IDLE_TIME)
@@ -276,6 +280,17 @@ def test_many_guests_together_have_a_bound_and_the_largest_makes_room(
     assert len(table) == MAPPINGS_MAXIMUM
     assert next(map(len, table.crowds.values())) == 100
     assert sum(not socket.closed for socket in network.host.sockets) == MAPPINGS_MAXIMUM
+
+
+def test_who_has_all_that_a_guest_may_have_makes_room_itself(network: ScriptedNetwork) -> None:
+    """Also where somebody else has as many."""
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+    with mock.patch.object(udp_table, "MAPPINGS_PER_GUEST", 2):
+        for guest in (one, two):
+            for port in range(2000, 2002 + (guest is two)):
+                guest.sends(guest.datagram(port, SERVER, 99, b"x"))
+    closed = [socket.closed for socket in network.host.sockets]
+    assert closed == [False, False, True, False, False]
 
 
 # -- filtering, with a policy and without
@@ -331,6 +346,16 @@ def test_a_policy_says_which_strangers_may_come_in() -> None:
     assert [(each.source, each.udp.source_port) for each in guest.hears()] == [(STRANGER, 99)]
 
 
+def test_the_host_s_loopback_is_judged_by_the_name_that_the_guest_has_for_it() -> None:
+    """To the guest it is the gateway: a rule for that lets its programs in, and no other does."""
+    for place, heard in ((GATEWAY, 1), ("127.0.0.1", 0)):
+        policy = NetworkPolicy.deny_all().rule(f"allow {SERVER}, {place}")
+        guest = network_of("endpoint", policy).guest()
+        guest.sends(guest.datagram(1234, SERVER, 99, b"x"))
+        guest.network.host.sockets[0].hears(b"y", "127.0.0.1", 7)
+        assert [each.source for each in guest.hears()] == [GATEWAY] * heard
+
+
 # -- hairpinning
 
 
@@ -361,6 +386,8 @@ def test_other_ports_of_the_host_stay_closed() -> None:
     one.sends(one.datagram(1111, HOST, port, b"hello"))
     one.sends(one.datagram(1111, HOST, port + 7, b"hello"))
     assert (one.hears_one().icmp.code, network.counters["policy.denied"]) == (13, 1)
+    one.sends(one.datagram(1111, "169.254.169.254", port, b"hello"))
+    assert one.hears_one().icmp.code == 13
     network.advance(DNS_IDLE_TIME)
     one.sends(one.datagram(1111, HOST, port, b"hello again"))
     assert one.hears_one().icmp.code == 13

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from qemu_usernat.host.addresses import read_addresses
+from qemu_usernat.nat.udp_table import MAPPINGS_PER_GUEST
 from tests.kernel.laboratory import GATEWAY, HOST, Laboratory, closed_port, some_octets
 
 pytestmark = pytest.mark.kernel
@@ -65,6 +67,89 @@ def test_two_servers_see_the_same_port_of_the_guest(lab: Laboratory) -> None:
             ours.sendto(b"?", (GATEWAY, server.getsockname()[1]))
             seen.add(server.recvfrom(10)[1])
     assert len(seen) == 1
+
+
+def test_a_port_is_kept(lab: Laboratory) -> None:
+    """What the server sees is the guest's own, where that is free on the host (RFC 4787, 4.2.1)."""
+    port = closed_port(socket.SOCK_DGRAM)
+    ours = lab.ends.enter_context(lab.guest().open_socket(socket.SOCK_DGRAM))
+    ours.bind(("", port))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((HOST, 0))
+        server.settimeout(10)
+        ours.sendto(b"?", (GATEWAY, server.getsockname()[1]))
+        assert server.recvfrom(10)[1] == (HOST, port)
+
+
+@pytest.mark.parametrize(
+    ("filtering", "heard"),
+    [("endpoint", [b"1", b"2"]), ("address", [b"1", b"2"]), ("address-port", [b"1"])],
+)
+def test_who_may_answer_is_chosen(lab: Laboratory, filtering: str, heard: list[bytes]) -> None:
+    """Another port of the same address is let in or not, as was asked for."""
+    server = lab.own_server(1500, "--udp-filtering", filtering)
+    ours = lab.ends.enter_context(lab.guest(1500, server=server).open_socket(socket.SOCK_DGRAM))
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        for each in (asked, other):
+            each.bind((HOST, 0))
+            each.settimeout(10)
+        ours.sendto(b"?", (GATEWAY, asked.getsockname()[1]))
+        peer = asked.recvfrom(10)[1]
+        asked.sendto(b"1", peer)
+        other.sendto(b"2", peer)
+        asked.sendto(b"the end", peer)
+        got = []
+        while (octets := ours.recv(100)) != b"the end":
+            got.append(octets)
+    assert got == heard
+
+
+def test_two_guests_meet_at_the_host_s_address(lab: Laboratory) -> None:
+    """Hairpinning (RFC 4787, REQ-9): each reaches the other where the world would."""
+    addresses = [address for address in read_addresses() if address[0] != 127 and len(address) == 4]
+    if not addresses:
+        pytest.skip("this host has no address but its loopback's")
+    host = socket.inet_ntoa(addresses[0])
+    server = lab.own_server(1500)
+    guests = [lab.guest(1500, f"10.0.2.{n}/24", server) for n in (20, 21)]
+    one, two = (lab.ends.enter_context(each.open_socket(socket.SOCK_DGRAM)) for each in guests)
+    outside = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rendezvous:
+        rendezvous.bind((HOST, 0))
+        rendezvous.settimeout(10)
+        for each in (one, two):
+            each.sendto(b"?", (GATEWAY, rendezvous.getsockname()[1]))
+            outside[each] = host, rendezvous.recvfrom(10)[1][1]
+    two.sendto(b"opens its filter", outside[one])
+    one.sendto(b"hello", outside[two])
+    assert two.recvfrom(100) == (b"hello", outside[one])
+    two.sendto(b"hello yourself", outside[one])
+    while (heard := one.recvfrom(100))[0] == b"opens its filter":
+        pass
+    assert heard == (b"hello yourself", outside[two])
+
+
+def test_eight_thousand_ports_cost_no_more_descriptors_than_a_guest_may_have(
+    lab: Laboratory,
+) -> None:
+    """A guest that sends from a port after the other, as fast as it can, is served all the time."""
+    server = lab.own_server(1500)
+    guest = lab.guest(1500, server=server)
+    before = server.descriptors()
+    sends = lab.ends.enter_context(guest.open_socket(socket.SOCK_RAW, socket.IPPROTO_UDP))
+    with udp_server(1) as (port, heard):
+        silent = closed_port(socket.SOCK_DGRAM)
+        for source in range(10_000, 18_000):
+            sends.sendto(struct.pack(">HHHH", source, silent, 9, 0) + b"x", (GATEWAY, 0))
+        ours = lab.ends.enter_context(guest.connect((GATEWAY, port), socket.SOCK_DGRAM))
+        ours.send(b"and now?")
+        assert ours.recv(100) == b"and now?"
+    assert heard == [b"and now?"]
+    assert server.descriptors() - before <= MAPPINGS_PER_GUEST
+    assert server.report()["udp.mapping_gave_way"] > 0
 
 
 def test_closed_port_is_refused(lab: Laboratory) -> None:
