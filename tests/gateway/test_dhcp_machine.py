@@ -1,25 +1,42 @@
 """Several guests, a pool of any size, any order of messages, clocks that jump: no address twice.
 
 The model is what a person with a notebook would keep: who was acknowledged which address, until
-when. It shares no code with the server.
+when. It shares no code with the server. Some addresses are reserved, for guests that are here and
+for one that never comes; the server is started anew now and then, with a lease file; and guests add
+whatever options they like.
 """
+
+from ipaddress import IPv4Address
+from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from qemu_usernat.config import Boot, Reservation
 from qemu_usernat.gateway import dhcp, dhcp_options
 from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer
 from qemu_usernat.gateway.dhcp_options import DhcpSettings
+from qemu_usernat.lease_file import read_leases, write_leases
 from qemu_usernat.primitives.addresses import ANY_IPV4
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.wire.dhcp import DhcpMessage
+from qemu_usernat.wire.dhcp import DhcpMessage, parse_dhcp
 
 LEASE_TIME = 600
+NOON = 1769860800.0  # seconds since 1970
 GUESTS = [bytes([0x52, 0x54, 0, 0, 0, n]) for n in range(6)]
 BASE = int.from_bytes(bytes([10, 0, 2, 0]), "big")
 
+ABSENT = bytes([0x52, 0x54, 0, 0, 0, 99])
+BOOT = Boot(Path("/srv/tftp"), {"other": "boot.ipxe"})
+
 guests = st.sampled_from(GUESTS)
+extras = st.dictionaries(
+    st.sampled_from([12, 55, 57, 60, 77, 80, 81, 93, 97, 118, 255]),
+    st.binary(max_size=40) | st.binary(min_size=256, max_size=400),
+    max_size=4,
+)
+"""Options that are nobody's business: hostile lists, sizes, names and classes."""
 host_parts = st.integers(0, 40)
 
 
@@ -37,33 +54,59 @@ class Segment(RuleBasedStateMachine):
         gateway, nameserver = data.draw(usable), data.draw(usable)
         first, last = sorted((data.draw(usable), data.draw(usable)))
         self.gateway = at(gateway)
+        free = sorted(set(range(1, size - 1)) - {gateway, nameserver}, key=lambda n: abs(n - first))
+        owners = data.draw(st.lists(st.sampled_from([*GUESTS, ABSENT]), max_size=3, unique=True))
+        chosen = data.draw(st.permutations(free[:5]))
+        self.reserved = {mac: at(n) for mac, n in zip(owners, chosen, strict=False)}
         self.forbidden = {at(0), at(size - 1), at(gateway), at(nameserver)}
         self.pool = {at(n) for n in range(first, last + 1)} - self.forbidden
+        self.pool -= set(self.reserved.values())
         self.now = 0.0
+        self.extra: dict[int, bytes] = {}
         self.held: dict[bytes, tuple[bytes, float]] = {}
         self.offered: dict[bytes, bytes] = {}
         self.declined: dict[bytes, float] = {}
-        self.server = DhcpServer(
-            DhcpSettings(
-                server_address=self.gateway,
-                prefix_length=prefix,
-                router=self.gateway,
-                dns_servers=(at(nameserver),),
-                # The ends of the network are in the range: the server must know better.
-                first=at(first if first > 1 else 0),
-                last=at(last if last < size - 2 else size - 1),
-                reserved=frozenset(),
-                mtu=1500,
-                lease_time=LEASE_TIME,
-                domain="internal",
+        self.settings = DhcpSettings(
+            server_address=self.gateway,
+            prefix_length=prefix,
+            router=self.gateway,
+            dns_servers=(at(nameserver),),
+            # The ends of the network are in the range: the server must know better.
+            first=at(first if first > 1 else 0),
+            last=at(last if last < size - 2 else size - 1),
+            reserved=frozenset(),
+            mtu=1500,
+            lease_time=LEASE_TIME,
+            domain="internal",
+            reservations=tuple(
+                Reservation(mac, IPv4Address(address)) for mac, address in self.reserved.items()
             ),
-            Counters(),
+            boot=BOOT,
         )
+        self.server = DhcpServer(self.settings, Counters())
+
+    @rule(restarted_clock=st.sampled_from([0.0, 5e5]))
+    def restart(self, restarted_clock: float) -> None:
+        """The server ends and another one reads its file; its clock begins anew, offers are gone.
+
+        Nor does it know of declined addresses, but a client that has one declines it again.
+        """
+        text = write_leases(self.server.remembered(), NOON, self.now)
+        leases, flaws = read_leases(text, NOON, restarted_clock)
+        assert flaws == []
+        self.server = DhcpServer(self.settings, Counters())
+        self.server.restore(leases)
+        passed, self.now = restarted_clock - self.now, restarted_clock
+        self.held = {
+            guest: (address, expires + passed) for guest, (address, expires) in self.held.items()
+        }
+        self.offered.clear()
+        self.declined.clear()
 
     def ask(
         self, kind: int, guest: bytes, options: dict[int, bytes], ciaddr: bytes = ANY_IPV4
     ) -> DhcpReply | None:
-        return self.server.answer(
+        reply = self.server.answer(
             DhcpMessage(
                 operation=dhcp.BOOT_REQUEST,
                 transaction_id=1,
@@ -74,10 +117,20 @@ class Segment(RuleBasedStateMachine):
                 server_address=ANY_IPV4,
                 relay_address=ANY_IPV4,
                 client_mac=guest,
-                options={dhcp_options.MESSAGE_TYPE: bytes([kind])} | options,
+                options=self.extra | {dhcp_options.MESSAGE_TYPE: bytes([kind])} | options,
             ),
             self.now,
         )
+        if reply is not None:
+            payload = reply.payload()
+            assert 300 <= len(payload) <= 1472
+            assert parse_dhcp(payload) == reply.message
+        return reply
+
+    @rule(extra=extras)
+    def say_more(self, extra: dict[int, bytes]) -> None:
+        """From now on, with everything."""
+        self.extra = extra
 
     def holder(self, address: bytes) -> bytes | None:
         """The guest that was acknowledged this address and still may use it."""
@@ -88,9 +141,10 @@ class Segment(RuleBasedStateMachine):
 
     def check_given(self, reply: DhcpReply, guest: bytes) -> bytes:
         address = reply.message.your_address
-        assert address in self.pool
+        assert address == self.reserved.get(guest, address)
+        assert address in self.pool or address == self.reserved.get(guest)
         assert self.holder(address) in (None, guest)
-        assert self.declined.get(address, 0.0) <= self.now
+        assert self.declined.get(address, 0.0) <= self.now or guest in self.reserved
         return address
 
     def check_answer(self, reply: DhcpReply | None, guest: bytes, address: bytes) -> None:
@@ -111,11 +165,18 @@ class Segment(RuleBasedStateMachine):
         if reply is None:
             assert self.holder_of_none_free(guest)
             return
-        assert reply.message.options[dhcp_options.MESSAGE_TYPE] == bytes([dhcp.OFFER])
+        kind = reply.message.options[dhcp_options.MESSAGE_TYPE][0]
+        if kind == dhcp.ACK:  # it has said that it takes what it gets (RFC 4039)
+            assert dhcp_options.RAPID_COMMIT in self.extra
+            self.held[guest] = (self.check_given(reply, guest), self.now + LEASE_TIME)
+            return
+        assert kind == dhcp.OFFER
         self.offered[guest] = self.check_given(reply, guest)
 
     def holder_of_none_free(self, guest: bytes) -> bool:
         """Silence is right only if each address is leased, resting, or offered to another."""
+        if guest in self.reserved:
+            return False
         spoken_for = {address for other, address in self.offered.items() if other != guest}
         return all(
             self.holder(address) not in (None, guest)
@@ -195,6 +256,11 @@ class Segment(RuleBasedStateMachine):
             return
         live = [address for address, expires in self.held.values() if expires > self.now]
         assert len(live) == len(set(live))
+        told = {each.address: each for each in self.server.leases(self.now)}
+        assert len(told) == len(self.server.leases(self.now))
+        for guest, (address, expires) in self.held.items():
+            if expires > self.now + 1:  # a file has whole seconds
+                assert told[address].mac == guest
 
 
 Segment.TestCase.settings = settings(stateful_step_count=40)

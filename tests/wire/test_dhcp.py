@@ -1,6 +1,8 @@
 """DHCP messages: a real one, the places where options hide, and bytes that are none."""
 
+import random
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -8,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp, parse_dhcp
+from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp, fitting, parse_dhcp
+from qemu_usernat.wire.ipv4 import ipv4_frames
+from qemu_usernat.wire.packets import UDP
+from qemu_usernat.wire.udp import udp_datagram
+from tests.tshark import complaints, fields, needs_tshark
 
 GUEST_MAC = bytes.fromhex("525400123456")
 COOKIE = bytes.fromhex("63825363")
@@ -156,6 +162,28 @@ def test_a_boot_file_that_does_not_fit_is_refused() -> None:
         build_dhcp(evolve(OFFER, boot_file=b"f" * 128))
 
 
+def test_what_finds_no_room_goes_into_the_fields_of_old() -> None:
+    """RFC 2132, 9.3: first `file`, then `sname`, and the client is told where to look."""
+    full = evolve(
+        OFFER, boot_file=b"", options={53: b"\x02", 119: bytes(200), 15: b"x" * 100, 12: b"y" * 60}
+    )
+    built = build_dhcp(full, 500)
+    assert len(built) <= 500
+    assert built[240:].startswith(bytes.fromhex("340103 350102 77c8"))
+    assert built[108:].startswith(b"\x0f\x64" + b"x" * 100 + b"\xff\0")
+    assert built[44:].startswith(b"\x0c\x3c" + b"y" * 60 + b"\xff\0")
+    assert parse_dhcp(built).options == full.options
+    assert build_dhcp(full)[240:].startswith(bytes.fromhex("350102 77c8"))
+
+
+def test_a_boot_file_keeps_its_field() -> None:
+    """Options do not overwrite the name that the machine is to boot."""
+    full = evolve(OFFER, options={53: b"\x02", 119: bytes(200), 15: b"x" * 100, 12: b"y" * 60})
+    read = parse_dhcp(build_dhcp(full, 500))
+    assert read.boot_file == b"pxelinux.0"
+    assert set(read.options) == set(fitting(full, 500).options) == {53, 119, 12}
+
+
 codes = st.integers(1, 254).filter(lambda code: code != 52)
 addresses = st.binary(min_size=4, max_size=4)
 messages = st.builds(
@@ -184,6 +212,24 @@ def test_what_is_built_is_what_is_parsed(original: DhcpMessage) -> None:
     assert len(payload) >= 300
 
 
+@given(messages, st.integers(300, 1500))
+def test_within_a_limit_all_that_fits_arrives(original: DhcpMessage, limit: int) -> None:
+    """No byte beyond the limit, none changed; what is left out has no room in the first field."""
+    kept = fitting(original, limit)
+    payload = build_dhcp(kept, limit)
+    assert len(payload) <= limit
+    assert parse_dhcp(payload) == kept
+    assert build_dhcp(original, limit) == payload
+    assert kept.options.items() <= original.options.items()
+    smallest = min((len(value) for code, value in original.options.items()
+                    if code not in kept.options), default=None)  # fmt: skip
+    if smallest is not None:
+        used = sum(
+            2 * max(1, -(-len(value) // 255)) + len(value) for value in kept.options.values()
+        )
+        assert used + 2 * max(1, -(-smallest // 255)) + smallest > limit - 236 - 4 - 1 - 3
+
+
 @settings(deadline=timedelta(seconds=1))
 @given(
     st.binary(max_size=700)
@@ -210,3 +256,35 @@ def test_a_message_of_nothing_but_options_costs_no_more_than_its_size() -> None:
     """65507 bytes of one option in the smallest pieces are joined once, not piece by piece."""
     pieces = b"\x0c\x01a" * 21000
     assert options_of(message(COOKIE + pieces)) == {12: b"a" * 21000}
+
+
+def _some_message(chance: random.Random, size: int) -> DhcpMessage:
+    """Options that mean nothing to anybody (RFC 3942), about as many as there is room for."""
+    options, filled = {53: b"\x02"}, 0
+    while filled < size:
+        value = chance.randbytes(chance.choice((1, 4, 60, 126, 300)))
+        options[chance.randrange(224, 240)] = value
+        filled += len(value)
+    return evolve(OFFER, options=options, boot_file=chance.choice((b"", b"pxelinux.0")))
+
+
+@needs_tshark
+def test_a_stranger_reads_what_we_have_written(tmp_path: Path) -> None:
+    """tshark finds every option, in whatever field it is, and the boot file where that is."""
+    chance = random.Random("dhcp")
+    frames, kept = [], []
+    for limit in chance.choices(range(548, 1400), k=60):
+        kept.append(fitting(_some_message(chance, limit), limit))
+        datagram = udp_datagram(bytes(4), 67, b"\xff" * 4, 68, build_dhcp(kept[-1], limit))
+        framing = (GUEST_MAC, b"\xff" * 6, bytes(4), b"\xff" * 4, UDP)
+        (frame,) = ipv4_frames(*framing, datagram, 1500, 1)
+        frames.append(frame[4:])
+    assert complaints(frames, tmp_path) == []
+    read = fields(frames, tmp_path, "dhcp.option.type", "dhcp.file")
+    overloaded = 0
+    for each, (options, file) in zip(kept, read, strict=True):
+        told = {int(code) for code in options.split(",")}
+        overloaded += 52 in told
+        assert told - {0, 52, 255} == set(each.options)
+        assert file == each.boot_file.decode()
+    assert overloaded > 3
