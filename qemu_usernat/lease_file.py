@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 
 import structlog
@@ -191,7 +192,8 @@ def _lease(line: str, offset: float) -> HeldLease:
 
 def _written(moment: float) -> str:
     first, last = _ENDS_OF_TIME
-    when = datetime.fromtimestamp(min(max(round(moment), first), last), UTC)
+    # Rounded up: nobody is to lose a part of the last second to somebody else.
+    when = datetime.fromtimestamp(min(max(ceil(moment), first), last), UTC)
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -139,6 +139,10 @@ class Segment(RuleBasedStateMachine):
                 return guest
         return None
 
+    def has(self, guest: bytes, address: bytes) -> bool:
+        """Whether it had it last; the lease of another that had it before has ended."""
+        return guest in self.held and self.held[guest][0] == address
+
     def check_given(self, reply: DhcpReply, guest: bytes) -> bytes:
         address = reply.message.your_address
         assert address == self.reserved.get(guest, address)
@@ -229,7 +233,7 @@ class Segment(RuleBasedStateMachine):
             address = self.held[victim][0]
             options = {dhcp_options.SERVER_IDENTIFIER: self.gateway}
             assert self.ask(dhcp.RELEASE, guest, options, address) is None
-            if guest == victim:
+            if self.has(guest, address):
                 del self.held[guest]
 
     @rule(guest=guests, victim=guests)
@@ -242,7 +246,7 @@ class Segment(RuleBasedStateMachine):
                 dhcp_options.REQUESTED_ADDRESS: address,
             }
             assert self.ask(dhcp.DECLINE, guest, options) is None
-            if guest == victim:
+            if self.has(guest, address):
                 del self.held[guest]
                 self.declined[address] = self.now + 1.0
 
