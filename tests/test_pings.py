@@ -4,6 +4,8 @@ import pytest
 
 from qemu_usernat.nat.echo import ASKED_MAXIMUM, IDLE_TIME, PEERS_MAXIMUM
 from qemu_usernat.pings import FLOWS_MAXIMUM, FLOWS_OF_GUEST_MAXIMUM
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import DROP, PolicySettings
 from qemu_usernat.wire.icmp import (
     ECHO_REPLY,
     ECHO_REQUEST,
@@ -16,6 +18,8 @@ from qemu_usernat.wire.packets import ICMP
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
+    GUEST_MAC,
+    OTHER_MAC,
     SERVER,
     ScriptedGuest,
     ScriptedNetwork,
@@ -190,8 +194,9 @@ def test_icmp_that_is_no_ping_does_not_reach_the_world(
     """Only echo requests are carried: a timestamp request is refused, an answer to nobody, too."""
     guest.sends(guest.packet(icmp(13, 0, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
     guest.sends(guest.packet(icmp(0, 0, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
-    assert [heard.icmp.code for heard in guest.hears()] == [13, 13]
-    assert network.counters["icmp.not_carried"] == 2
+    guest.sends(guest.packet(icmp(8, 1, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
+    assert [heard.icmp.code for heard in guest.hears()] == [13, 13, 13]
+    assert network.counters["icmp.not_carried"] == 3
     assert network.host.echoes == []
 
 
@@ -276,3 +281,67 @@ def test_errors_are_limited(network: ScriptedNetwork, guest: ScriptedGuest) -> N
         echo.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
     assert len(guest.hears()) == 50
     assert network.counters["icmp.error_limited"] == 950
+
+
+def test_flows_that_have_ended_do_not_count(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """A guest that pings all day long, a program at a time, is never short of flows."""
+    for round_ in range(2 + FLOWS_MAXIMUM // 100):
+        for number in range(100):
+            guest.sends(asks(guest, identifier=round_ * 100 + number))
+        network.advance(IDLE_TIME)
+    assert network.counters["icmp.flow_gave_way"] == 0
+    network.assert_nothing_left()
+
+
+# -- who asks
+
+
+def test_an_answer_finds_the_machine_that_asked_last(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """An address that has moved to another machine takes its pings along."""
+    guest.sends(asks(guest))
+    other = network.guest(OTHER_MAC)
+    other.sends(asks(other, sequence=2))
+    network.host.echoes[0].hears(b"me", SERVER, 2)
+    assert (len(guest.hears()), len(other.hears())) == (0, 1)
+
+
+def test_who_takes_over_an_address_does_not_inherit_its_pings(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Where addresses are guarded, another machine begins anew; the same one goes on."""
+    guest.sends(asks(guest))
+    (echo,) = network.host.echoes
+    network.router.pings.end_others(packed(GUEST), GUEST_MAC)
+    assert not echo.closed
+    network.router.pings.end_others(packed(GUEST), OTHER_MAC)
+    assert echo.closed
+    network.assert_nothing_left()
+
+
+def test_a_new_policy_ends_what_it_forbids(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """Its answers are not heard any more, and what is asked again is refused; the rest goes on."""
+    guest.sends(asks(guest), asks(guest, STRANGER))
+    (echo,) = network.host.echoes
+    policy = NetworkPolicy.deny_all().allow_ping(STRANGER)
+    network.router.admission.replace(PolicySettings(policy=policy))
+    network.router.on_policy(guarded=False, now=network.now)
+    echo.hears(b"me", SERVER, 1)
+    assert guest.hears() == []
+    echo.hears(b"me", STRANGER, 1)
+    assert guest.hears_one().source == STRANGER
+    guest.sends(asks(guest, sequence=2))
+    assert guest.hears_one().icmp.code == 13
+    assert (len(echo.sent), network.counters["policy.denied"]) == (2, 1)
+    echo.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
+    assert guest.hears() == []
+
+
+def test_a_policy_may_be_silent(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """``on_deny = "drop"``, for tests of timeouts: no word, and nothing goes out."""
+    settings = PolicySettings(policy=NetworkPolicy.deny_all(), on_deny=DROP)
+    network.router.admission.replace(settings)
+    guest.sends(asks(guest))
+    assert (guest.hears(), network.host.echoes) == ([], [])
+    assert network.counters["policy.dropped"] == 1
