@@ -1,9 +1,9 @@
 """The heart, sans-IO: frames of guests in, events of the host in, time in; one turn each.
 
-It owns the way of a frame: the fast tier and the flow table, and beside them the slow way of
-everything that opens, refuses or is answered by the gateway itself. It decides nothing about
-a flow once that exists, and it knows neither sockets nor clocks: `HostEdge` opens sockets,
-and ``now`` is an argument.
+It owns the fast way of a frame, to the flow, mapping or ping that it is of, and who is woken when;
+whatever is new or unusual goes aside, to `inspection`. It decides nothing about a flow once that
+exists, and it knows neither sockets nor clocks: `HostEdge` opens sockets, and ``now`` is an
+argument.
 
 A turn is any number of ``on_…`` calls and then one `end_turn`, in which every flow that was
 touched pays what it owes and every port sends.
@@ -19,27 +19,22 @@ from qemu_usernat.connections import Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
 from qemu_usernat.delivery import ETHERNET_MTU, Delivery
 from qemu_usernat.gate import Gate
-from qemu_usernat.gateway.dhcp import SERVER_PORT, DhcpServer
+from qemu_usernat.gateway.dhcp import DhcpServer
 from qemu_usernat.gateway.dns import DnsForwarder
 from qemu_usernat.gateway.dns_gate import DnsGate
-from qemu_usernat.gateway.icmp import ERROR_TYPES, ErrorLimiter
+from qemu_usernat.gateway.icmp import ErrorLimiter
 from qemu_usernat.gateway.tftp import OpenFile
-from qemu_usernat.guest_errors import GuestErrors
+from qemu_usernat.inspection import Inspection
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import STALLED_AT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.echo import QUOTED, EchoFlow
-from qemu_usernat.nat.fragments import Reassembler
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import QUOTED_PAYLOAD, UdpMapping
 from qemu_usernat.pings import Pings
-from qemu_usernat.policy.groups import is_martian
-from qemu_usernat.policy.judge import FlowRequest
-from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import (
-    ANY_IPV4,
     DNS_PORT,
     LOOPBACK_IPV4,
     Address,
@@ -49,38 +44,16 @@ from qemu_usernat.primitives.addresses import (
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
 from qemu_usernat.services import SERVICE_PORTS, Services
-from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.emit import ETHERNET_HEADER
-from qemu_usernat.wire.headers import Peeked, peek, peek_fragment
-from qemu_usernat.wire.icmp import (
-    ADMINISTRATIVELY_PROHIBITED,
-    HOST_UNREACHABLE,
-    PROTOCOL_UNREACHABLE,
-    REASSEMBLY_TIME_EXCEEDED,
-    TIME_EXCEEDED,
-    TTL_EXCEEDED,
-    IcmpError,
-)
+from qemu_usernat.wire.headers import Peeked, peek
 from qemu_usernat.wire.ipv4 import HEADER as IP_HEADER
-from qemu_usernat.wire.ipv6 import addressee, seeks_router
 from qemu_usernat.wire.packets import (
     ICMP,
     TCP,
-    UDP,
-    Arp,
-    Frame,
-    IcmpMessage,
-    IpPacket,
-    TcpSegment,
-    UdpDatagram,
 )
 
 _GROUP = 1
 """Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
-
-PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
-
-IPV6 = b"\x86\xdd"  # as an Ethernet type
 
 
 class HostEdge(TcpEdge, Protocol):
@@ -117,14 +90,12 @@ class Router:
     pings: Pings = field(init=False)
     alarms: Alarms = field(factory=Alarms)
     _delivery: Delivery = field(init=False)
-    _reassembler: Reassembler = field(init=False)
-    _guest_errors: GuestErrors = field(init=False)
-    _addressing: Addressing = field(init=False)
     _services: Services = field(init=False)
+    _inspection: Inspection = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         network, counters = self.network, self.counters
-        addressing = self._addressing = Addressing(network)
+        addressing = Addressing(network)
         gateway = network.gateway.packed
         outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
         self.switch = Switch(network.gateway_mac, self.on_frame, counters)
@@ -163,10 +134,6 @@ class Router:
         self.pings = Pings(
             self._delivery, self.edge.open_echo, self.admission, self.alarms, counters
         )
-        self._guest_errors = GuestErrors(
-            self._delivery, self.connections, self.datagrams, self.pings, counters
-        )
-        self._reassembler = Reassembler(counters)
         self._services = Services(
             addressing,
             self.switch,
@@ -175,6 +142,17 @@ class Router:
             self.admission,
             counters,
             self.open_file,
+        )
+        self._inspection = Inspection(
+            addressing,
+            self.switch,
+            self._delivery,
+            self._services,
+            self.connections,
+            self.datagrams,
+            self.pings,
+            self.admission,
+            counters,
         )
 
     # -- the turn
@@ -215,7 +193,7 @@ class Router:
         """When `on_deadline` is next to be called."""
         return min(
             self.alarms.earliest(),
-            self._reassembler.deadline(),
+            self._inspection.deadline(),
             self.dns.deadline(),
             self._services.deadline(),
         )
@@ -231,16 +209,11 @@ class Router:
                 self.pings.on_deadline(sleeper, now)
             elif isinstance(sleeper, Gate):
                 sleeper.on_deadline(now)
-        if self._reassembler.deadline() <= now:
-            self._expire_fragments(now)
+        if self._inspection.deadline() <= now:
+            self._inspection.on_deadline(now)
         if self.dns.deadline() <= now:
             self.dns.on_deadline(now)
         self._services.on_deadline(now)
-
-    def _expire_fragments(self, now: float) -> None:
-        for first, mac in self._reassembler.expire(now):
-            error = IcmpError(TIME_EXCEEDED, REASSEMBLY_TIME_EXCEEDED)
-            self._delivery.error(mac, first, error, now)
 
     def _on_owner(self, address: Address, mac: MacAddress) -> None:
         """What another machine has begun from the address of this one is not this one's."""
@@ -302,7 +275,12 @@ class Router:
                     return
             elif self._on_plain_datagram(frame, peeked, now):
                 return
-        self._on_unusual_frame(frame, now)
+        try:
+            self._inspection.on_frame(frame, now)
+        except Malformed as error:
+            self.counters.count(error.reason)
+        except Exception as error:
+            self.on_bug(error)
 
     def _on_plain_datagram(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
         """A datagram of a mapping that has sent there before, or one for a service of ours; False
@@ -349,129 +327,6 @@ class Router:
             self.on_bug(error)
         return True
 
-    # -- frames: the way aside
-
-    def _on_unusual_frame(self, frame: memoryview, now: float) -> None:
-        try:
-            packet = None if frame[0] & _GROUP else peek_fragment(frame)
-            if packet is not None:
-                self._on_packet(packet, frame[6:12].tobytes(), now)
-            elif frame[12:14] == IPV6:
-                self._on_ipv6(frame.tobytes(), now)
-            else:
-                self._on_decoded(decode(frame), now)
-        except Malformed as error:
-            self.counters.count(error.reason)
-        except Exception as error:
-            self.on_bug(error)
-
-    def _on_decoded(self, frame: Frame, now: float) -> None:
-        packet = frame.content
-        if isinstance(packet, Arp):
-            self._services.on_arp(packet, frame.source, now)
-        elif frame.destination[0] & _GROUP and not self._addressing.is_group(packet.destination):
-            # RFC 1122, 3.3.6, and RFC 1812, 5.3.4: meant for nobody, or for a fool.
-            self.counters.count("ipv4.unicast_to_everybody")
-        else:
-            self._on_packet(packet, frame.source, now)
-
-    def _on_ipv6(self, octets: bytes, now: float) -> None:
-        """There is none yet; whoever wants to know hears whom it was for."""
-        self.counters.count("ethernet.ipv6_not_supported")
-        protocol, source, destination, port = addressee(octets)
-        if seeks_router(octets):
-            self._services.on_router_sought(octets[6:12])
-        guest = self._delivery.guest_at(octets[6:12], source)
-        self.admission.on_stray(guest, FlowRequest(protocol, destination, port), now)
-
-    def _on_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        """A packet whose header is right, from the guest at `mac`."""
-        self._delivery.on_shown_mtu(mac, len(packet.header) + len(packet.payload))
-        if not self._addressing.is_guest(packet.source):
-            if packet.source == ANY_IPV4 and packet.protocol == UDP:
-                self._on_packet_of_nobody(packet, mac, now)
-            else:
-                self.counters.count("ipv4.martian_source")  # RFC 1812, 5.3.7
-                self._tell_stray(packet, mac, now)
-            return
-        if not self.switch.guard.may_use(packet.source, mac):
-            self.counters.count("ipv4.spoofed_source")
-            self._tell_refusal(packet, mac, Why.SPOOFED, now)
-            return
-        self._delivery.on_neighbour(packet.source, mac)
-        whole: IpPacket | None = packet
-        if self._addressing.is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
-            if packet.more_fragments or packet.fragment_offset:
-                whole = self._reassembler.add(packet, mac, self.switch.port_of(mac), now)
-            if whole is not None:
-                self._on_whole_packet(whole, mac, now)
-
-    def _on_packet_of_nobody(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        """From 0.0.0.0: a guest without an address, which may speak DHCP only."""
-        content = decode_transport(packet)
-        if isinstance(content, UdpDatagram) and content.destination_port == SERVER_PORT:
-            self._services.on_dhcp(content.payload, mac, now)
-        else:
-            self.counters.count("ipv4.martian_source")
-
-    def _may_leave(self, packet: IpPacket, mac: MacAddress, now: float) -> bool:
-        """Whether a packet may go on to the host's world; says no to the guest where it may not."""
-        destination = packet.destination
-        if is_martian(destination):  # 0.0.0.0 would dial the host's loopback
-            self.counters.count("ipv4.martian_destination")
-            self._tell_refusal(packet, mac, Why.MARTIAN, now)
-            self._delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
-            return False
-        if self._addressing.is_local(destination):
-            self.counters.count("ipv4.no_such_guest")
-            if not self._services.is_here(destination, now):
-                self._tell_stray(packet, mac, now)
-            self._delivery.unreachable(mac, packet, HOST_UNREACHABLE, now)
-            return False
-        if packet.ttl <= 1:
-            self.counters.count("ipv4.ttl_exceeded")
-            self._delivery.error(mac, packet, IcmpError(TIME_EXCEEDED, TTL_EXCEEDED), now)
-            return False
-        return True
-
-    def _tell_refusal(self, packet: IpPacket, mac: MacAddress, why: Why, now: float) -> None:
-        """Whoever audits hears of it."""
-        guest = self._delivery.guest_at(mac, packet.source)
-        self.admission.refuse(guest, _request(packet), why, now)
-
-    def _tell_stray(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        """Whoever wants to know hears that nobody is there."""
-        guest = self._delivery.guest_at(mac, packet.source)
-        self.admission.on_stray(guest, _request(packet), now)
-
-    def _on_whole_packet(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
-        if packet.protocol not in (ICMP, TCP, UDP):
-            self.counters.count("ipv4.unknown_protocol")
-            self._tell_refusal(packet, mac, Why.UNCARRIED, now)
-            self._delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
-            return
-        content = decode_transport(packet)
-        group = self._addressing.is_group(packet.destination)
-        if isinstance(content, UdpDatagram):
-            if self._services.on_datagram(content, packet, mac, now):
-                return
-            if group:
-                self.counters.count("udp.broadcast_or_multicast")
-                self._tell_stray(packet, mac, now)
-            else:
-                self.datagrams.on_datagram(content, packet, mac, now)
-        elif group:
-            self.counters.count("ipv4.broadcast_or_multicast")
-            self._tell_stray(packet, mac, now)
-        elif isinstance(content, IcmpMessage) and content.type in ERROR_TYPES:
-            self._guest_errors.on_error(content, packet)
-        elif isinstance(content, TcpSegment):
-            self.connections.on_segment(content, packet, mac, now)
-        elif packet.destination in self._addressing.own:
-            self._services.on_icmp(content, packet, mac, now)
-        else:
-            self.pings.on_message(content, packet, mac, now)
-
     # -- who is who
 
     @property
@@ -482,11 +337,3 @@ class Router:
     def link_of(self, address: Address) -> str:
         """The name of the link whose guest speaks from `address`; "" where none does."""
         return self._delivery.link_of(address)
-
-
-def _request(packet: IpPacket) -> FlowRequest:
-    """Whom it is for; a fragment but the first has no port."""
-    protocol = PROTOCOLS.get(packet.protocol, f"{packet.protocol}")
-    has_port = packet.protocol in (TCP, UDP) and not packet.fragment_offset
-    port = int.from_bytes(packet.payload[2:4], "big") if has_port else 0
-    return FlowRequest(protocol, packet.destination, port)
