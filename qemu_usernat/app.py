@@ -10,7 +10,6 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 import dns.name
@@ -26,6 +25,7 @@ from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import Asker, DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
+from qemu_usernat.host.chance import Chance
 from qemu_usernat.host.folder import Folder
 from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.host.world import SystemWorld
@@ -131,7 +131,7 @@ class Server:
             ),
             upstreams=world.upstreams,
             asker=world,
-            random_id=partial(secrets.randbits, 16),
+            random_id=Chance(),
             counters=self.counters,
             cache=DnsCache(self.counters) if world.keeps_answers else None,
         )

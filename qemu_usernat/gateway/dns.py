@@ -238,7 +238,9 @@ class DnsForwarder:
             self._joined += 1
             self._shared[same].others.append((query, reply))
             return
-        untried = sorted(upstreams, key=lambda other: self._silent_until.get(other, now) > now)
+        untried = list(upstreams)
+        if self._silent_until:
+            untried.sort(key=lambda other: self._silent_until.get(other, now) > now)
         if len(untried) == 1:
             untried *= 2
         pending = _Pending(query, message, transport, reply, untried, guest, same)

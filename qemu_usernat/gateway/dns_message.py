@@ -321,7 +321,7 @@ def is_answer_to(query: Query, identifier: int, message: bytes) -> bool:
     if questions == 0:
         return flags & RCODE_MASK in (FORMERR, SERVFAIL, NOTIMP, REFUSED)
     echoed = message[HEADER_LENGTH : HEADER_LENGTH + len(query.question)]
-    return questions == 1 and _folded(echoed) == _folded(query.question)
+    return questions == 1 and _folded(echoed) == query.folded
 
 
 def _folded(question: bytes) -> bytes:

@@ -15,9 +15,7 @@ A question over TCP has a connection of its own. What a message says is not look
 its identifier.
 """
 
-import contextlib
 import errno
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
+from qemu_usernat.host.chance import Chance
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import format_address
 from qemu_usernat.primitives.counters import Counters
@@ -70,7 +69,7 @@ class UpstreamAsker:
     poller: Poller
     counters: Counters = field(factory=Counters)
     clock: Callable[[], float] = time.monotonic
-    random_below: Callable[[int], int] = secrets.randbelow
+    random_below: Callable[[int], int] = field(factory=lambda: Chance().below)
     on_answer: AnswerCallback = field(init=False)
     _questions: "dict[int, _Datagrams | _OverTcp]" = field(factory=dict, init=False)
     _connections: int = field(default=0, init=False)
@@ -188,8 +187,10 @@ class _Datagrams:
 
     def ask(self, message: bytes, token: int) -> None:
         """Send it. A full socket loses it, as a wire might: it is asked again then."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             self.sock.send(message)
+        except BlockingIOError:
+            self._asker.counters.count("dns.send_full")
         self._left -= 1
         identifier = self._identifiers[token] = message[:_IDENTIFIER_SIZE]
         self._tokens[identifier] = token

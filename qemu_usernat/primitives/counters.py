@@ -158,6 +158,7 @@ MEANINGS = {
     "dns.upstream_refused": "A resolver answered SERVFAIL or REFUSED; the next one is asked.",
     "dns.mismatched_answer": "An answer that is not to the question that was asked.",
     "dns.unexpected_answer": "A datagram of a resolver that answers no question: late, or forged.",
+    "dns.send_full": "A question that the host's socket did not take: it is asked again.",
     "dns.timeout": "A query that no resolver answered in time.",
     "dns.cache_hit": "A query answered by what an earlier one was told.",
     "dns.cache_full": "An answer forgotten before its time, for newer ones.",
