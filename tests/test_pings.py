@@ -261,6 +261,20 @@ def test_what_a_flow_remembers_is_bounded(network: ScriptedNetwork, guest: Scrip
     assert [heard.source for heard in guest.hears()] == ["198.51.0.1", "198.51.1.0"]
 
 
+def test_what_is_asked_again_is_not_the_oldest(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """A sequence number comes round; its answer is waited for from then on."""
+    guest.sends(asks(guest, sequence=0))
+    for sequence in range(1, ASKED_MAXIMUM):
+        guest.sends(asks(guest, sequence=sequence))
+    guest.sends(asks(guest, sequence=0), asks(guest, sequence=ASKED_MAXIMUM))
+    (echo,) = network.host.echoes
+    for sequence in (0, 1):
+        echo.hears(b"me", SERVER, sequence)
+    assert [heard.icmp.rest[3] for heard in guest.hears()] == [0]
+
+
 def test_without_descriptors_the_guest_is_told(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:

@@ -53,10 +53,12 @@ class Kernel:
         )
         return done.stdout
 
-    def open_socket(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    def open_socket(
+        self, kind: socket.SocketKind = socket.SOCK_STREAM, protocol: int = 0
+    ) -> socket.socket:
         """A socket of its kernel, with a time limit."""
         with Path(self.path).open("rb") as namespace, inside_namespace(namespace.fileno()):
-            made = socket.socket(socket.AF_INET, kind)
+            made = socket.socket(socket.AF_INET, kind, protocol)
         made.settimeout(SOCKET_TIMEOUT)
         return made
 

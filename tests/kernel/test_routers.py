@@ -121,13 +121,9 @@ def test_identifier_sequence_and_payload_are_exact(
     with room.guest.open_socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as ours:
         for identifier, sequence in ((0, 0), (1, 0xFFFF), (0xFFFF, 1), (4711, 2)):
             payload = some_octets(99)
-            message = ECHO.pack(8, 0, 0, identifier, sequence) + payload
-            sum_ = _ones_complement(message)
-            ours.sendto(ECHO.pack(8, 0, sum_, identifier, sequence) + payload, (SITE, 0))
+            ours.sendto(_echo(8, identifier, sequence, payload), (SITE, 0))
             packet, (source, _) = ours.recvfrom(65535)
-            kind_, code, _, *numbers = ECHO.unpack_from(packet, 20)
-            assert (source, kind_, code, numbers) == (SITE, 0, 0, [identifier, sequence])
-            assert packet[28:] == payload
+            assert (source, packet[20:]) == (SITE, _echo(0, identifier, sequence, payload))
 
 
 def _ones_complement(octets: bytes) -> int:
@@ -172,6 +168,41 @@ def test_two_guests_under_the_same_identifier(room_of: Callable[[str], Room], ki
             said = program.communicate(timeout=30)[0]
             assert "20 received" in said, said
             assert "DUP" not in said, said
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_only_an_answer_is_passed_on(room_of: Callable[[str], Room], kind: str) -> None:
+    """Not what is damaged, too short, of another sequence number, or a request in its turn."""
+    room = room_of(kind)
+    site, icmp = room.net.site, socket.IPPROTO_ICMP
+    site.sysctl(icmp_echo_ignore_all="1")
+    with (
+        site.open_socket(socket.SOCK_RAW, icmp) as theirs,
+        room.guest.open_socket(socket.SOCK_RAW, icmp) as ours,
+    ):
+        ours.sendto(_echo(8, 4711, 7, b"anybody?"), (SITE, 0))
+        packet, peer = theirs.recvfrom(1000)
+        _, _, _, identifier, sequence = ECHO.unpack_from(packet, 20)
+        good = _echo(0, identifier, sequence, b"the answer")
+        for said in (
+            good[:-1] + b"!",
+            good[:6],
+            _echo(0, identifier, sequence + 1, b"to nothing"),
+            _echo(8, identifier, sequence, b"a question"),
+            good,
+        ):
+            theirs.sendto(said, peer)
+        packet, _ = ours.recvfrom(1000)
+        assert packet[20:] == _echo(0, 4711, 7, b"the answer")
+        ours.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            ours.recvfrom(1000)
+    site.sysctl(icmp_echo_ignore_all="0")
+
+
+def _echo(kind: int, identifier: int, sequence: int, payload: bytes) -> bytes:
+    message = ECHO.pack(kind, 0, 0, identifier, sequence) + payload
+    return ECHO.pack(kind, 0, _ones_complement(message), identifier, sequence) + payload
 
 
 def test_without_any_icmp_socket_nothing_is_silent(room_of: Callable[[str], Room]) -> None:
