@@ -47,3 +47,21 @@ async def test_ipxe_boots_linux_from_a_folder(tftp: Path, tmp_path: Path) -> Non
             await console.synchronise()
             words = (await console.exec("cat /proc/cmdline")).text.split()
             assert {"booted=over-the-network", "on=pcbios", "from=10.0.2.2"} <= set(words)
+
+
+@pytest.mark.deep
+async def test_uefi_loads_its_file_from_the_folder(tftp: Path, tmp_path: Path) -> None:
+    """Debian's UEFI firmware, without iPXE: it asks for the size, then for windows of blocks."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    listen = tmp_path / "net.sock"
+    network = netdev_arguments(version_of(QEMU), UnixEndpoint(str(listen)))
+    network[-1] += ",romfile="
+    with serving(listen, f"--tftp={tftp}", "--bootfile=vmlinuz"):
+        async with VirtualMachine(
+            disk=tmp_path / "disk",
+            arguments=["-bios", "/usr/share/ovmf/OVMF.fd"],
+            network=network,
+            folder=tmp_path,
+        ) as machine:
+            await machine.console.wait_for("NBP filename is vmlinuz", 120)
+            await machine.console.wait_for("NBP file downloaded successfully", 60)
