@@ -15,6 +15,7 @@ or answers SERVFAIL or REFUSED, is given up for this query. A sole upstream is a
 a datagram was lost.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -39,6 +40,9 @@ one query its patience, not every query."""
 
 PENDING_MAXIMUM = 4096
 """Queries that wait at once: 10,000 a second of which each takes 400 ms."""
+
+GUEST_PENDING_MAXIMUM = 1024
+"""Of them, those of one guest: however many it asks, others are answered."""
 
 ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
 
@@ -87,7 +91,7 @@ class _Pending:
     untried: list[Upstream]
     guest: str
     same: _Same | None = None
-    others: list[tuple[Query, ReplyCallback]] = field(factory=list)
+    others: list[tuple[Query, ReplyCallback, str]] = field(factory=list)
     tokens: set[int] = field(factory=set)
     refusal: bytes | None = None
     deadline: float = NEVER
@@ -111,8 +115,10 @@ class DnsForwarder:
     # All wait equally long, so the order of asking is the order of deadlines.
     _waiting: dict[_Pending, None] = field(factory=dict, init=False)
     _shared: dict[_Same, _Pending] = field(factory=dict, init=False)
-    _joined: int = field(default=0, init=False)
-    """How many wait for what another has asked."""
+    _pending: int = field(default=0, init=False)
+    """How many wait: for what they have asked, or for what another has."""
+    _pending_of: Counter[str] = field(factory=Counter, init=False)
+    """The same by guest."""
     _last_upstreams: tuple[Upstream, ...] = field(default=(), init=False)
     _last_token: int = field(default=0, init=False)
     _silent_until: dict[Upstream, float] = field(factory=dict, init=False)
@@ -229,14 +235,18 @@ class DnsForwarder:
                 reply(dns_message.fitting(query, kept, transport))
                 return
             same = query.key, transport, query.udp_size
-        if len(self._waiting) + self._joined >= PENDING_MAXIMUM:
+        if (
+            self._pending >= PENDING_MAXIMUM
+            or self._pending_of.get(guest, 0) >= GUEST_PENDING_MAXIMUM
+        ):
             self.counters.count("dns.too_many_queries")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
+        self._pending += 1
+        self._pending_of[guest] += 1
         if same is not None and same in self._shared:
             self.counters.count("dns.joined")
-            self._joined += 1
-            self._shared[same].others.append((query, reply))
+            self._shared[same].others.append((query, reply, guest))
             return
         untried = list(upstreams)
         if self._silent_until:
@@ -288,16 +298,23 @@ class DnsForwarder:
         query, others = pending.query, pending.others
         shared = None
         if self.cache is not None and pending.same is not None:
-            self._joined -= len(others)
             shared = read_answer(query, message) if message is not None else None
             if self._shared.get(pending.same) is pending:
                 del self._shared[pending.same]
                 if shared is not None:
                     self.cache.put(query, shared, now)
+        self._done(pending.guest)
         self._tell(pending, query, message, pending.reply)
-        for other, reply in others:
+        for other, reply, guest in others:
+            self._done(guest)
             own = message if shared is None else shared.for_query(other)
             self._tell(pending, other, own, reply)
+
+    def _done(self, guest: str) -> None:
+        self._pending -= 1
+        self._pending_of[guest] -= 1
+        if not self._pending_of[guest]:
+            del self._pending_of[guest]
 
     def _tell(
         self, pending: _Pending, query: Query, message: bytes | None, reply: ReplyCallback

@@ -18,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.config.records import Record, read_records
-from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM, SILENCE, DnsForwarder, Upstream
+from qemu_usernat.gateway.dns import (
+    GUEST_PENDING_MAXIMUM,
+    PATIENCE,
+    PENDING_MAXIMUM,
+    SILENCE,
+    DnsForwarder,
+    Upstream,
+)
 from qemu_usernat.gateway.dns_cache import DnsCache
 from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.primitives.addresses import parse_address
@@ -76,10 +83,14 @@ class Conversation:
         )
 
     def query(
-        self, message: dns.message.Message | bytes, transport: str = "udp", now: float = 0.0
+        self,
+        message: dns.message.Message | bytes,
+        transport: str = "udp",
+        now: float = 0.0,
+        guest: str = "",
     ) -> bool:
         wire = message if isinstance(message, bytes) else message.to_wire()
-        return self.forwarder.on_query(wire, transport, self.replies.append, now)
+        return self.forwarder.on_query(wire, transport, self.replies.append, now, guest)
 
     def asked(self) -> list[Upstream]:
         return [upstream for upstream, *_ in self.asker.asked]
@@ -422,7 +433,7 @@ def test_a_flood_is_bounded_and_answered() -> None:
     """Beyond the bound a query fails at once; the pending ones are not harmed."""
     talk = Conversation(FIRST)
     for n in range(PENDING_MAXIMUM + 10):
-        talk.query(ask_for(f"n{n}.example"))
+        talk.query(ask_for(f"n{n}.example"), guest=f"guest {n % 5}")
     assert len(talk.asker.asked) == PENDING_MAXIMUM
     assert talk.counters["dns.too_many_queries"] == 10
     assert {dns.message.from_wire(reply).rcode() for reply in talk.replies} == {dns.rcode.SERVFAIL}
@@ -430,6 +441,17 @@ def test_a_flood_is_bounded_and_answered() -> None:
     assert dns.message.from_wire(talk.replies[-1]).rcode() == dns.rcode.NOERROR
     talk.query(ask_for("late.example"))
     assert len(talk.asker.asked) == PENDING_MAXIMUM + 1
+
+
+def test_one_guest_s_flood_leaves_room_for_the_others() -> None:
+    """Whoever asks for thousands of names at once fails for itself: its neighbours are answered."""
+    talk = Conversation(FIRST)
+    for n in range(GUEST_PENDING_MAXIMUM + 10):
+        talk.query(ask_for(f"n{n}.example"), guest="flood")
+    assert talk.counters["dns.too_many_queries"] == len(talk.replies) == 10
+    talk.query(ask_for("www.example"), guest="neighbour")
+    talk.answer()
+    assert dns.message.from_wire(talk.replies[-1]).rcode() == dns.rcode.NOERROR
 
 
 @pytest.mark.parametrize(

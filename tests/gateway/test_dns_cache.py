@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from qemu_usernat.gateway.dns import PATIENCE, PENDING_MAXIMUM
+from qemu_usernat.gateway.dns import GUEST_PENDING_MAXIMUM, PATIENCE
 from qemu_usernat.gateway.dns_cache import (
     ABSENCE_MAXIMUM,
     BYTES_MAXIMUM,
@@ -296,7 +296,8 @@ def test_the_same_question_is_asked_once(talk: Conversation) -> None:
         assert query.is_response(dns.message.from_wire(reply))
         assert reply[12:25] == query.to_wire()[12:25]
     assert talk.counters["dns.joined"] == 9
-    assert talk.forwarder._joined == 0
+    assert talk.forwarder._pending == 0
+    assert not talk.forwarder._pending_of
 
 
 @pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.NOTIMP])
@@ -344,12 +345,15 @@ def test_who_takes_more_asks_for_itself(
 def test_those_who_wait_are_bounded(talk: Conversation) -> None:
     """A flood of the same question ends in SERVFAIL, not in memory."""
     query = ask_for("www.example")
-    for _ in range(PENDING_MAXIMUM + 5):
+    for _ in range(GUEST_PENDING_MAXIMUM + 5):
         talk.query(query)
     assert len(talk.replies) == 5
     assert talk.counters["dns.too_many_queries"] == 5
+    talk.query(query, guest="another")
     talk.answer(change=address(300))
-    assert len(talk.replies) == PENDING_MAXIMUM + 5
+    assert len(talk.replies) == GUEST_PENDING_MAXIMUM + 6
+    assert talk.forwarder._pending == 0
+    assert not talk.forwarder._pending_of
 
 
 def test_an_answer_that_nobody_can_read_is_passed_on_as_it_is(talk: Conversation) -> None:

@@ -38,7 +38,11 @@ class Gated(Conversation):
         self.gate = DnsGate(self.forwarder, self.admission, self.counters)
 
     def query(
-        self, message: dns.message.Message | bytes, transport: str = "udp", now: float = 0.0
+        self,
+        message: dns.message.Message | bytes,
+        transport: str = "udp",
+        now: float = 0.0,
+        guest: str = "",
     ) -> bool:
         wire = message if isinstance(message, bytes) else message.to_wire()
         return self.gate.on_query(GUEST, wire, transport, self.replies.append, now)
