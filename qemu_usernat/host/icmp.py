@@ -251,8 +251,8 @@ class HostIcmp:
             self.sock.read_errors(now, (address, self.identifier, sequence))
             return
         if error not in (0, *BUSY):
-            # It may be about an earlier request, to whomever: that is cleared by the saying.
-            self.sock.read_errors(now)
+            # It may be about an earlier request, to whomever: that is cleared by the saying, and
+            # waits in the queue.
             error = self.sock.send(message, address, ttl, dont_fragment)
         if error:
             said = refusal(error)

@@ -345,6 +345,16 @@ def test_ping_that_may_not_be_cut_is_told_how_much_fits(room_of: Callable[[str],
     assert f"message too long, mtu={NARROW}" in room.ask(ask)
 
 
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_ping_that_is_too_large_for_the_host_s_own_link(
+    room_of: Callable[[str], Room], kind: str
+) -> None:
+    """Then nobody but the gateway can say so."""
+    room = _with_no_memory(room_of(kind))
+    ask = f"ping -n -c 1 -W 5 -M do -s 2000 {SITE}"
+    assert f"From {GATEWAY} icmp_seq=1 Frag needed and DF set (mtu = 1500)" in room.ask(ask)
+
+
 def test_datagrams_learn_the_width_of_their_path(room: Room) -> None:
     """The first is too large, the program hears of it; the second gets there, in fragments."""
     room = _with_no_memory(room)
