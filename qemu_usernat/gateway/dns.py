@@ -46,8 +46,8 @@ GUEST_PENDING_MAXIMUM = 1024
 
 ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
 
-Upstream = tuple[Address, int]
-"""Address and port of a resolver."""
+Upstream = tuple[Address, int] | tuple[Address, int, str]
+"""Address and port of a resolver; and of a link-local one, at which interface of the host's."""
 
 ReplyCallback = Callable[[bytes], None]
 

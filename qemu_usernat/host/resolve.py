@@ -65,14 +65,17 @@ class SystemResolvers:
 def _read_resolvers(path: Path) -> list[Upstream]:
     """The name servers of a resolv.conf; OSError where it cannot be read.
 
-    Lines that are no name server's are skipped, and link-local addresses with a scope, which mean
-    nothing without their interface.
+    Lines that are no name server's are skipped. A router that speaks IPv6 is often known by its
+    link-local address (RFC 8106), which means something only with its interface.
     """
-    resolvers = []
+    resolvers: list[Upstream] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         words = line.split()
-        if len(words) < 2 or words[0] != "nameserver" or "%" in words[1]:
+        if len(words) < 2 or words[0] != "nameserver":
             continue
         with contextlib.suppress(ValueError):
-            resolvers.append((ip_address(words[1]).packed, DNS_PORT))
+            address = ip_address(words[1])
+            scope = getattr(address, "scope_id", None)
+            where = address.packed, DNS_PORT
+            resolvers.append((*where, scope) if scope else where)
     return resolvers[:RESOLVERS_MAXIMUM]

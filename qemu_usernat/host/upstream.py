@@ -320,5 +320,5 @@ def _socket_for(upstream: Upstream, kind: socket.SocketKind) -> socket.socket:
 
 
 def _socket_address(upstream: Upstream) -> tuple[str, int]:
-    address, port = upstream
-    return format_address(address), port
+    address, port, *interface = upstream
+    return "%".join((format_address(address), *interface)), port

@@ -16,7 +16,7 @@ def test_the_system_s_resolvers_are_read(tmp_path: Path) -> None:
         "search example\n"
         "nameserver\n"
         "nameserver not-an-address\n"
-        "nameserver fe80::1%eth0\n"
+        "nameserver fe80::1%\n"
         "  nameserver\t127.0.0.53  # the stub\n"
         "nameservers 192.0.2.98\n"
         "nameserver 2001:db8::53\n"
@@ -29,6 +29,14 @@ def test_the_system_s_resolvers_are_read(tmp_path: Path) -> None:
         (parse_address("2001:db8::53"), 53),
         (parse_address("192.0.2.3"), 53),
     ]
+
+
+def test_a_router_is_asked_at_its_interface(tmp_path: Path) -> None:
+    """What IPv6 routers say of themselves (RFC 8106) is a link-local address, and where."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver fe80::1%eth0\nnameserver fe80::1%wlan0\n")
+    address = parse_address("fe80::1")
+    assert SystemResolvers(file)() == [(address, 53, "eth0"), (address, 53, "wlan0")]
 
 
 def test_a_host_without_resolvers_has_none(tmp_path: Path) -> None:
@@ -60,7 +68,7 @@ class HostFile:
     def named(self) -> list[str]:
         """The resolvers, a look's interval later."""
         self.now += LOOK_INTERVAL
-        return [format_address(address) for address, _ in self.resolvers()]
+        return [format_address(address) for address, *_ in self.resolvers()]
 
 
 def test_the_host_s_resolvers_are_followed(tmp_path: Path) -> None:

@@ -302,6 +302,31 @@ def test_what_cannot_be_sent_is_said_at_once(desk: Desk, transport: str) -> None
     assert not desk.poller.wait()
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_resolver_at_an_interface_that_is_gone_is_a_failure(desk: Desk, transport: str) -> None:
+    """A router's link-local address means nothing without its interface: said at once."""
+    gone = (parse_address("fe80::1"), 53, "gone0")
+    assert not desk.asker.ask(gone, transport, b"question", 7)
+    assert not desk.asker.waits(7)
+
+
+def test_a_resolver_is_asked_at_its_interface(
+    desk: Desk, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address, and which of the host's links it is at, are what the system is told."""
+    dialled: list[object] = []
+
+    class Recorded(socket.socket):
+        def connect(self, where: object) -> None:
+            dialled.append(where)
+            raise OSError
+
+    monkeypatch.setattr("qemu_usernat.host.upstream.socket.socket", Recorded)
+    desk.asker.ask((parse_address("fe80::1"), 53, "eth0"), "udp", b"question", 7)
+    desk.asker.ask((parse_address("192.0.2.1"), 5353), "udp", b"question", 7)
+    assert dialled == [("fe80::1%eth0", 53), ("192.0.2.1", 5353)]
+
+
 # TCP
 
 
