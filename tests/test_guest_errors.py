@@ -117,6 +117,30 @@ def test_datagrams_are_cut_smaller_for_the_address_that_says_so(
     assert max(map(len, guest.frames())) - 14 == 1500
 
 
+def test_pings_are_cut_smaller_as_well(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """Where the guest has pinged; an address that never has is not believed."""
+    guest.sends(guest.ping(SERVER, bytes(3000 - 28)[:1400]))
+    for address in ("10.0.2.77", GUEST):
+        about = ipv4(SERVER, address, ICMP, icmp(0, 0, bytes(4), b""))
+        message = icmp(3, 4, (1000).to_bytes(4, "big"), about[:28])
+        guest.sends(guest.packet(message, ICMP, SERVER, source=address))
+    assert network.counters["icmp.guest_path_mtu"] == 1
+    network.host.echoes[0].hears(bytes(1400), SERVER, 1)
+    assert max(map(len, guest.frames())) - 14 <= 1000
+
+
+def test_nobody_speaks_for_another(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """Whose the packet was says what became of it, and no other guest."""
+    connection = guest.connects()
+    first = connection.received
+    connection.server.says(bytes(4000))
+    assert len(guest.hears()) == 3
+    message = icmp(3, 4, (576).to_bytes(4, "big"), segment(first)[:28])
+    guest.sends(guest.packet(message, ICMP, SERVER, source="10.0.2.77"))
+    assert guest.hears() == []
+    assert network.counters["icmp.guest_path_mtu"] == 0
+
+
 def test_errors_that_help_nobody_are_counted(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:

@@ -307,6 +307,18 @@ def test_flows_that_have_ended_do_not_count(network: ScriptedNetwork, guest: Scr
     network.assert_nothing_left()
 
 
+def test_a_link_that_comes_back_begins_anew(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
+    """How many errors it had provoked goes with it: names of links do not pile up."""
+    guest.sends(asks(guest))
+    (echo,) = network.host.echoes
+    for _ in range(60):
+        echo.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
+    assert len(guest.hears()) == 50
+    network.router.on_link_down(guest.port, network.now)
+    echo.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
+    assert len(guest.hears()) == 1
+
+
 # -- who asks
 
 

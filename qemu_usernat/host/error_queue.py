@@ -38,11 +38,11 @@ _CARRIED = frozenset({DESTINATION_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM}
 """Types that are an answer to what was sent (RFC 1122, 3.2.2); the others are for the host."""
 
 
-def listen_for_errors(sock: socket.socket, listen: bool = True) -> None:
-    """Have the kernel keep them, or forget those it has."""
+def listen_for_errors(sock: socket.socket) -> None:
+    """Have the kernel keep them, and tell of every packet how many hops it had left."""
     if _LINUX:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, listen)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, listen)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTTL, 1)
 
 
 def forbid_fragments(sock: socket.socket, forbid: bool) -> None:

@@ -12,7 +12,7 @@ import sys
 import termios
 from collections.abc import Callable
 
-from qemu_usernat.host.error_queue import ErrorReader, listen_for_errors
+from qemu_usernat.host.error_queue import ErrorReader
 from qemu_usernat.host.refusals import refusal
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.poller import BUSY, Poller
@@ -51,7 +51,6 @@ def dial(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         if family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-            listen_for_errors(sock)
         result = sock.connect_ex((format_address(address), port))
         stream = HostTcp(flow, sock, poller, touch, errors)
     except OSError:
@@ -116,13 +115,15 @@ class HostTcp:
             self.reset()
             self._flow.on_host_failed(None, now)
         else:
-            # From now on an unreachable host is a passing trouble (RFC 1122, 4.2.3.9).
-            listen_for_errors(self._sock, listen=False)
             self._connected = True
             self._flow.on_host_connected(now)
 
     def _refusal(self, sock: socket.socket, error: int) -> IcmpError | None:
-        """What the network said against our SYN, or the kernel."""
+        """What the network said against our SYN, or the kernel.
+
+        Linux keeps the first unasked, since 5.8. Asked, it would take what is said later, which is
+        a passing trouble (RFC 1122, 4.2.3.9), for the end of the connection.
+        """
         told = [said for said, *_ in self._errors.read(sock)]
         return told[0] if told else refusal(error)
 

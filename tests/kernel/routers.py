@@ -21,6 +21,8 @@ ROUTERS = ("172.20.0.2", "172.20.0.6", "172.20.0.10")
 SITE = "172.20.9.7"
 NARROW = 1280  # bytes, between the second router and the third
 
+NEIGHBOUR = "172.20.5.9"
+"""On the host's own link; nobody answers its ARP."""
 NO_HOST = "172.20.9.101"
 """The second router says: host unreachable."""
 PROHIBITED = "172.20.9.102"
@@ -99,11 +101,17 @@ def internetwork() -> Iterator[Internetwork]:
     """For the length of a ``with``."""
     with ExitStack() as ends:
         host, first, second, third, site = (kernel(ends) for _ in range(5))
-        wire(host, "172.20.0.1/30", first, "172.20.0.2/30")
+        device = wire(host, "172.20.0.1/30", first, "172.20.0.2/30")
         wire(first, "172.20.0.5/30", second, "172.20.0.6/30")
         wire(second, "172.20.0.9/30", third, "172.20.0.10/30", mtu=NARROW)
         wire(third, "172.20.9.1/24", site, f"{SITE}/24")
-        host.ip("route add default via 172.20.0.2")
+        host.ip("route add default via 172.20.0.2", f"address add 172.20.5.1/24 dev {device}")
+        host.run(
+            "sysctl",
+            "-qw",
+            f"net.ipv4.neigh.{device}.mcast_solicit=1",
+            f"net.ipv4.neigh.{device}.retrans_time_ms=50",
+        )
         first.ip(
             "route add default via 172.20.0.6",
         )
@@ -135,8 +143,8 @@ def kernel(ends: ExitStack) -> Kernel:
     return made
 
 
-def wire(near: Kernel, near_address: str, far: Kernel, far_address: str, mtu: int = 1500) -> None:
-    """A link between two, of that MTU in bytes."""
+def wire(near: Kernel, near_address: str, far: Kernel, far_address: str, mtu: int = 1500) -> str:
+    """A link between two, of that MTU in bytes; the name of the near end."""
     count = near.run("ip", "-brief", "link").count("\n")
     here, there = f"to-far{count}", "to-near"
     near.ip(f"link add name {here} type veth peer name {there} netns {far.process.pid}")
@@ -146,3 +154,4 @@ def wire(near: Kernel, near_address: str, far: Kernel, far_address: str, mtu: in
             f"address add {address} dev {device}",
             f"link set {device} mtu {mtu} up",
         )
+    return here

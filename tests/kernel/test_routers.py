@@ -20,6 +20,7 @@ from tests.kernel.laboratory import ServerProcess, carry, some_octets
 from tests.kernel.routers import (
     BLACK_HOLE,
     NARROW,
+    NEIGHBOUR,
     NO_HOST,
     NO_NETWORK,
     PROHIBITED,
@@ -275,6 +276,15 @@ def test_a_ping_that_a_router_refuses(
 ) -> None:
     """The guest hears which router it was, and what it said."""
     assert f"From {router} icmp_seq=1 {said}" in room_of(kind).ask(f"ping -n -c 1 -W 5 {place}")
+
+
+@pytest.mark.parametrize("kind", ["datagram", "raw"])
+def test_what_the_host_itself_finds_out_the_gateway_says(
+    room_of: Callable[[str], Room], kind: str
+) -> None:
+    """A neighbour of the host that is not there; the guest does not learn the host's address."""
+    said = room_of(kind).ask(f"ping -n -c 1 -W 5 {NEIGHBOUR}")
+    assert f"From {GATEWAY} icmp_seq=1 Destination Host Unreachable" in said
 
 
 def test_a_host_that_says_nothing_is_not_answered_for(room: Room) -> None:
