@@ -319,6 +319,12 @@ def _socket_for(upstream: Upstream, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def _socket_address(upstream: Upstream) -> tuple[str, int]:
+def _socket_address(upstream: Upstream) -> tuple[str, int] | tuple[str, int, int, int]:
+    """OSError where the interface of a link-local address is gone."""
     address, port, *interface = upstream
-    return "%".join((format_address(address), *interface)), port
+    text = format_address(address)
+    if not interface:
+        return text, port
+    # Python does not look behind a % in the address.
+    name = interface[0]
+    return text, port, 0, int(name) if name.isdecimal() else socket.if_nametoindex(name)

@@ -322,9 +322,12 @@ def test_a_resolver_is_asked_at_its_interface(
             raise OSError
 
     monkeypatch.setattr("qemu_usernat.host.upstream.socket.socket", Recorded)
-    desk.asker.ask((parse_address("fe80::1"), 53, "eth0"), "udp", b"question", 7)
+    desk.asker.ask((parse_address("fe80::1"), 53, "lo"), "udp", b"question", 7)
+    desk.asker.ask((parse_address("fe80::1"), 53, "77"), "udp", b"question", 7)
     desk.asker.ask((parse_address("192.0.2.1"), 5353), "udp", b"question", 7)
-    assert dialled == [("fe80::1%eth0", 53), ("192.0.2.1", 5353)]
+    index = socket.if_nametoindex("lo")
+    linked = [("fe80::1", 53, 0, index), ("fe80::1", 53, 0, 77)]
+    assert dialled == [*linked, ("192.0.2.1", 5353)]
 
 
 # TCP
