@@ -9,12 +9,14 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 import pytest
 from attrs import frozen
 
+from qemu_usernat.testing import tap
 from qemu_usernat.testing.namespace import NamespaceGuest, connect_unix
 from tests.kernel.laboratory import ServerProcess, carry, some_octets
 from tests.kernel.routers import (
@@ -31,6 +33,7 @@ from tests.kernel.routers import (
     internetwork,
 )
 from tests.test_documents import ALLOW_PINGS
+from tests.tshark import complaints, fields
 
 pytestmark = pytest.mark.kernel
 
@@ -45,6 +48,7 @@ KINDS: dict[str, tuple[int | None, tuple[str, ...]]] = {
 }
 """ICMP sockets: the group that may open datagram ones, and how the server is run."""
 
+ETH_P_ALL, PACKET_OUTGOING = 3, 4  # linux/if_ether.h, linux/if_packet.h
 IP_RECVERR, MSG_ERRQUEUE = 11, 0x2000  # linux/in.h, linux/socket.h
 IP_MTU_DISCOVER, PMTUDISC_DO = 10, 2
 ECHO = struct.Struct(">BBHHH")
@@ -405,6 +409,51 @@ def _with_no_memory(room: Room) -> Room:
     room.guest.run(["ip", "route", "flush", "cache"])
     room.net.host.run("ip", "route", "flush", "cache")
     return room
+
+
+# -- a stranger's reading
+
+
+def test_tshark_finds_nothing_wrong_in_a_session(room: Room, tmp_path: Path) -> None:
+    """Of all that the guest heard and said: nothing malformed, no checksum wrong, no error."""
+    room = _with_no_memory(room)
+    with _frames_to(room.guest) as frames:
+        for words in (
+            f"ping -n -c 1 -W 5 -s 20000 {SITE}",
+            f"ping -n -c 1 -W 5 -M do -s 1400 {SITE}",
+            f"ping -n -c 1 -W 5 {PROHIBITED}",
+            f"ping -n -c 1 -W 5 -s 9000 {GATEWAY}",
+            f"traceroute -n -q 1 -w 5 {SITE}",
+            f"traceroute -n -q 1 -w 5 -T -p 9 {NO_HOST}",
+            f"tracepath -n {SITE}",
+        ):
+            room.ask(words)
+        with _udp_echo(room.net.site, 1) as port, room.guest.open_socket(socket.SOCK_DGRAM) as ours:
+            ours.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 0)
+            ours.sendto(bytes(30_000), (SITE, port))
+            assert len(ours.recv(65535)) == 30_000
+    said = fields(frames, tmp_path, "icmp.type", "icmp.code")
+    kinds = {(kind.split(",")[0], code.split(",")[0]) for kind, code in said}  # then the quoted
+    assert {("0", "0"), ("3", "4"), ("3", "13"), ("11", "0"), ("3", "3"), ("3", "1")} <= kinds
+    assert complaints(frames, tmp_path) == []
+
+
+@contextmanager
+def _frames_to(guest: NamespaceGuest) -> Iterator[list[bytes]]:
+    """The frames that its card hears meanwhile."""
+    frames: list[bytes] = []
+    with guest.inside():
+        card = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    with card:
+        card.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        card.bind((tap.DEVICE, ETH_P_ALL))
+        yield frames
+        card.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                frame, (_, _, way, *_) = card.recvfrom(1 << 16)
+                if way != PACKET_OUTGOING:
+                    frames.append(frame)
 
 
 # -- servers at the site
