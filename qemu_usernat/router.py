@@ -108,7 +108,7 @@ class Router:
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
         )
-        self.dns_gate = DnsGate(self.dns, self.admission, counters)
+        self.dns_gate = DnsGate(self.dns, self.admission, counters, self.switch.port_of)
         self.datagrams = Datagrams(
             self._delivery,
             self.edge.open_udp,

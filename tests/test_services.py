@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.config.reservations import Reservation
+from qemu_usernat.gateway.dns import GUEST_PENDING_MAXIMUM
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
@@ -106,3 +107,22 @@ def test_under_a_policy_no_guest_takes_a_name_of_the_world(domain: str, known: l
     network.admission.replace(PolicySettings(policy=NetworkPolicy.allow_all()))
     network.router._services.dhcp.restore([_lease(0, "web"), _lease(1, "db")])
     assert [name for _, name in _named(network)] == known
+
+
+# Questions of many guests
+
+
+def test_guests_at_links_of_one_name_have_shares_of_their_own() -> None:
+    """Several QEMUs at one listener have one name in the log: a flood of one's questions, from
+    whatever addresses, is still its own affair."""
+    network = ScriptedNetwork(mtu=1500, dns=[(b"\x7f\0\0\x01", 53)])
+    flood, other = network.guest(), network.guest(b"\x52\x54\0\0\0\x99", OTHER)
+    assert flood.port.name == other.port.name
+    for n in range(GUEST_PENDING_MAXIMUM + 10):
+        flood.mac = bytes((0x52, 0x54, 0, 0, 1, n % 4))
+        question = dns.message.make_query(f"n{n}.example", "A").to_wire()
+        flood.sends(flood.datagram(1234, NAMESERVER, 53, question))
+    assert network.counters["dns.too_many_queries"] == 10
+    other.sends(other.datagram(1234, NAMESERVER, 53, QUESTIONS[1]))
+    assert network.counters["dns.too_many_queries"] == 10
+    assert len(network.resolvers.asked) == GUEST_PENDING_MAXIMUM + 1

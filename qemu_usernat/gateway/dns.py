@@ -16,7 +16,7 @@ a datagram was lost.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from attrs import define, field, frozen
@@ -42,7 +42,7 @@ PENDING_MAXIMUM = 4096
 """Queries that wait at once: 10,000 a second of which each takes 400 ms."""
 
 GUEST_PENDING_MAXIMUM = 1024
-"""Of them, those of one guest: however many it asks, others are answered."""
+"""Of them, those of one guest, at whatever addresses: however many it asks, others are answered."""
 
 ZONE_TRANSFERS = frozenset({251, 252})  # IXFR (RFC 1995), AXFR (RFC 5936)
 
@@ -90,8 +90,9 @@ class _Pending:
     reply: ReplyCallback
     untried: list[Upstream]
     guest: str
+    port: Hashable
     same: _Same | None = None
-    others: list[tuple[Query, ReplyCallback, str]] = field(factory=list)
+    others: list[tuple[Query, ReplyCallback, Hashable]] = field(factory=list)
     tokens: set[int] = field(factory=set)
     refusal: bytes | None = None
     deadline: float = NEVER
@@ -117,26 +118,33 @@ class DnsForwarder:
     _shared: dict[_Same, _Pending] = field(factory=dict, init=False)
     _pending: int = field(default=0, init=False)
     """How many wait: for what they have asked, or for what another has."""
-    _pending_of: Counter[str] = field(factory=Counter, init=False)
-    """The same by guest."""
+    _pending_of: Counter[Hashable] = field(factory=Counter, init=False)
+    """The same by port."""
     _last_upstreams: tuple[Upstream, ...] = field(default=(), init=False)
     _last_token: int = field(default=0, init=False)
     _silent_until: dict[Upstream, float] = field(factory=dict, init=False)
     """Upstreams that did not answer lately, and until when they are asked last."""
 
     def on_query(
-        self, message: bytes, transport: str, reply: ReplyCallback, now: float, guest: str = ""
+        self,
+        message: bytes,
+        transport: str,
+        reply: ReplyCallback,
+        now: float,
+        guest: str = "",
+        port: Hashable = None,
     ) -> bool:
         """Answer a guest's message by one call of `reply`, at once or later.
 
         False if there will be none, because the message is no query at all. `transport` is "udp"
-        or "tcp": how it came, how it goes on, and how large an answer may be. `guest` is whose it
-        is, for an asker that wants to know.
+        or "tcp": how it came, how it goes on, and how large an answer may be. `guest` is the name
+        of the link it came by, for an asker that wants to know; at `port` is who pays for it: a
+        link's name others may have, too.
         """
         if len(message) < dns_message.HEADER_LENGTH or dns_message.is_response(message):
             self.counters.count("dns.not_a_query")
             return False
-        self._answer_or_forward(message, transport, reply, now, guest)
+        self._answer_or_forward(message, transport, reply, now, guest, port)
         return True
 
     def guest_of(self, token: int) -> str:
@@ -180,7 +188,13 @@ class DnsForwarder:
                 self._finish(pending, pending.refusal, now)
 
     def _answer_or_forward(
-        self, message: bytes, transport: str, reply: ReplyCallback, now: float, guest: str
+        self,
+        message: bytes,
+        transport: str,
+        reply: ReplyCallback,
+        now: float,
+        guest: str,
+        port: Hashable,
     ) -> None:
         """The decision about a query, in the order of what can be known of it."""
         if not dns_message.is_standard_query(message):
@@ -199,7 +213,7 @@ class DnsForwarder:
             return
         own = self.zone.answer(query, now) if self.zone.may_know(query) else None
         if own is None:
-            self._forward(query, message, transport, reply, now, guest)
+            self._forward(query, message, transport, reply, now, guest, port)
         elif own.outside is None:
             reply(dns_message.fitting(query, own.message(query), transport))
         else:
@@ -210,7 +224,7 @@ class DnsForwarder:
             name = own.outside.to_wire() or b"\0"
             question = dns_message.question(query.identifier, name, query.record_type)
             asked = dns_message.read_query(question)
-            self._forward(asked, question, transport, follow, now, guest)
+            self._forward(asked, question, transport, follow, now, guest, port)
 
     def _forward(
         self,
@@ -220,6 +234,7 @@ class DnsForwarder:
         reply: ReplyCallback,
         now: float,
         guest: str,
+        port: Hashable,
     ) -> None:
         upstreams = tuple(dict.fromkeys(self.upstreams()))
         same = None
@@ -237,23 +252,23 @@ class DnsForwarder:
             same = query.key, transport, query.udp_size
         if (
             self._pending >= PENDING_MAXIMUM
-            or self._pending_of.get(guest, 0) >= GUEST_PENDING_MAXIMUM
+            or self._pending_of.get(port, 0) >= GUEST_PENDING_MAXIMUM
         ):
             self.counters.count("dns.too_many_queries")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return
         self._pending += 1
-        self._pending_of[guest] += 1
+        self._pending_of[port] += 1
         if same is not None and same in self._shared:
             self.counters.count("dns.joined")
-            self._shared[same].others.append((query, reply, guest))
+            self._shared[same].others.append((query, reply, port))
             return
         untried = list(upstreams)
         if self._silent_until:
             untried.sort(key=lambda other: self._silent_until.get(other, now) > now)
         if len(untried) == 1:
             untried *= 2
-        pending = _Pending(query, message, transport, reply, untried, guest, same)
+        pending = _Pending(query, message, transport, reply, untried, guest, port, same)
         if same is not None:
             self._shared[same] = pending
         if not self._ask_next(pending, now):
@@ -303,18 +318,18 @@ class DnsForwarder:
                 del self._shared[pending.same]
                 if shared is not None:
                     self.cache.put(query, shared, now)
-        self._done(pending.guest)
+        self._done(pending.port)
         self._tell(pending, query, message, pending.reply)
-        for other, reply, guest in others:
-            self._done(guest)
+        for other, reply, port in others:
+            self._done(port)
             own = message if shared is None else shared.for_query(other)
             self._tell(pending, other, own, reply)
 
-    def _done(self, guest: str) -> None:
+    def _done(self, port: Hashable) -> None:
         self._pending -= 1
-        self._pending_of[guest] -= 1
-        if not self._pending_of[guest]:
-            del self._pending_of[guest]
+        self._pending_of[port] -= 1
+        if not self._pending_of[port]:
+            del self._pending_of[port]
 
     def _tell(
         self, pending: _Pending, query: Query, message: bytes | None, reply: ReplyCallback

@@ -13,7 +13,7 @@ upstream leads to.
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache, partial
 
 import dns.exception
@@ -31,7 +31,7 @@ from qemu_usernat.gateway.dns import ZONE_TRANSFERS, DnsForwarder, ReplyCallback
 from qemu_usernat.gateway.dns_message import Query
 from qemu_usernat.policy.judge import FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.rules import ALLOW, DENY
-from qemu_usernat.primitives.addresses import DNS_PORT, Address, parse_address
+from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress, parse_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 
@@ -71,12 +71,15 @@ class DnsGate:
     forwarder: DnsForwarder
     admission: Admission
     counters: Counters
+    port_of: Callable[[MacAddress], Hashable]
+    """Where a guest is attached: who pays for its questions."""
 
     def on_query(
         self, guest: Guest, message: bytes, transport: str, reply: ReplyCallback, now: float
     ) -> bool:
         """As `DnsForwarder.on_query`, of this guest."""
-        forward = partial(self.forwarder.on_query, guest=guest.link)
+        port = self.port_of(guest.mac)
+        forward = partial(self.forwarder.on_query, guest=guest.link, port=port)
         if not self.admission.guards_names:
             return forward(message, transport, reply, now)
         if (

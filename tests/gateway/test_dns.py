@@ -90,7 +90,7 @@ class Conversation:
         guest: str = "",
     ) -> bool:
         wire = message if isinstance(message, bytes) else message.to_wire()
-        return self.forwarder.on_query(wire, transport, self.replies.append, now, guest)
+        return self.forwarder.on_query(wire, transport, self.replies.append, now, port=guest)
 
     def asked(self) -> list[Upstream]:
         return [upstream for upstream, *_ in self.asker.asked]

@@ -35,7 +35,7 @@ class Gated(Conversation):
         super().__init__(FIRST, records=records)
         settings = PolicySettings(policy=policy)
         self.admission = Admission(Groups(), settings=settings)
-        self.gate = DnsGate(self.forwarder, self.admission, self.counters)
+        self.gate = DnsGate(self.forwarder, self.admission, self.counters, lambda mac: None)
 
     def query(
         self,
