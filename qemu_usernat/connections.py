@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import define, field
 
-from qemu_usernat.admission import Admission, Decision
+from qemu_usernat.admission import Admission, Decision, Guest
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.dns_service import DnsService
 from qemu_usernat.gate import Gate
@@ -164,10 +164,10 @@ class Connections:
         waiting = (sleeper for sleeper in self.alarms if isinstance(sleeper, TcpFlow))
         return {*self.flows.values(), *self.touched, *waiting}
 
-    def end_others(self, address: Address, mac: MacAddress) -> None:
-        """Flows from `address` that another machine than `mac` has opened."""
+    def end_others(self, owner: Guest) -> None:
+        """Flows from the address of `owner` that another machine has opened."""
         for flow in self._alive():
-            if flow.key[0] == address and flow.decision and flow.decision.guest.mac != mac:
+            if flow.key[0] == owner.address and flow.decision and flow.decision.guest != owner:
                 flow.break_off()
                 self._forget(flow)
 

@@ -130,11 +130,11 @@ class Datagrams:
             self.counters.count("policy.denied")
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
 
-    def end_others(self, address: Address, mac: MacAddress) -> None:
-        """Mappings of `address` that another machine than `mac` has opened."""
+    def end_others(self, owner: Guest) -> None:
+        """Mappings of the address of `owner` that another machine has opened."""
         for mapping in self.table:
-            if mapping.key[0] == address and any(
-                decision.guest.mac != mac for _, decision in mapping.admitted()
+            if mapping.key[0] == owner.address and any(
+                decision.guest != owner for _, decision in mapping.admitted()
             ):
                 self.close(mapping)
 
@@ -142,6 +142,8 @@ class Datagrams:
         """The policy has changed: what it does not allow any more is not carried any more."""
         for mapping in self.table:
             mapping.is_guarded = self.admission.guards_names
+            if mapping.is_guarded:
+                mapping.forget_unjudged()
             for peer, decision in mapping.admitted():
                 if not self.admission.still_allows(decision):
                     self.counters.count("policy.revoked")
@@ -205,4 +207,6 @@ class Datagrams:
 
     def _admits_stranger(self, guest: Guest, address: Address, port: int, now: float) -> bool:
         seen = self.delivery.as_guest_sees(address)
+        if self._is_hairpin(address, port):
+            return True  # a guest of ours, in the eyes of the world
         return self.admission.lets_in(guest, "udp", seen, port, now)

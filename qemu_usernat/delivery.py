@@ -11,7 +11,7 @@ from attrs import define, field
 
 from qemu_usernat.admission import Guest
 from qemu_usernat.gateway.icmp import ErrorLimiter
-from qemu_usernat.lan.port import QUEUE_LIMIT
+from qemu_usernat.lan.port import QUEUE_LIMIT, Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
@@ -99,6 +99,7 @@ class Delivery:
             if len(self._neighbours) >= NEIGHBOURS_MAXIMUM:
                 del self._neighbours[next(iter(self._neighbours))]
             self._neighbours[address] = mac
+            self.forget_path_mtu(address)
 
     def mac_of(self, address: Address) -> MacAddress | None:
         """Where `address` was heard last."""
@@ -119,6 +120,17 @@ class Delivery:
         port = self.switch.port_of(mac)
         if port is not None and mtu > port.shown_mtu:
             port.shown_mtu = mtu
+
+    def on_link_down(self, port: Port) -> None:
+        """The guests behind it are gone."""
+        self.limiter.forget(port)
+        for address in tuple(self._path_mtus):
+            if self._neighbours.get(address) in port.addresses:
+                self.forget_path_mtu(address)
+
+    def forget_path_mtu(self, address: Address) -> None:
+        """Another machine may have it now."""
+        self._path_mtus.pop(address, None)
 
     def on_path_mtu(self, address: Address, mtu: int) -> None:
         """A way to `address` takes no more than `mtu` bytes of IP packet (RFC 1191).
@@ -172,7 +184,7 @@ class Delivery:
         """An ICMP error to the guest at `mac`, about its packet `quoted`: as far as an error quotes
         it, and from its IP header on."""
         port = self.switch.port_of(mac)
-        if port is None or not self.limiter.may_send(port.name, now):
+        if port is None or not self.limiter.may_send(port, now):
             self.counters.count("lan.guest_absent" if port is None else "icmp.error_limited")
             return
         source = self.gateway_address

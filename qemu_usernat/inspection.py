@@ -185,7 +185,8 @@ class Inspection:
         if packet.protocol not in (ICMP, TCP, UDP):
             self.counters.count("ipv4.unknown_protocol")
             self._tell_refusal(packet, mac, Why.UNCARRIED, now)
-            self.delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
+            if not self.admission.drops:
+                self.delivery.unreachable(mac, packet, PROTOCOL_UNREACHABLE, now)
             return
         content = decode_transport(packet)
         group = self.addressing.is_group(packet.destination)

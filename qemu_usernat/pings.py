@@ -4,26 +4,29 @@ It owns the table of echo flows, its bounds, and what a guest is told that gets 
 guests say against packets of ours. Those who ping the gateway itself are for `services`.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 from attrs import define, field
 
-from qemu_usernat.admission import Admission
+from qemu_usernat.admission import Admission, Guest
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.guest_wires import EchoWire
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.echo import QUOTED, EchoFlow
+from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import Address, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, ECHO_REQUEST
 from qemu_usernat.wire.packets import Buffer, IcmpMessage, IpPacket
 
 FLOWS_MAXIMUM = 1024
-"""Echo flows of one network, each with a descriptor; then the one idle for longest gives way."""
+"""Echo flows of one network, each with a descriptor; then the guest that has most makes room."""
 
 FLOWS_OF_GUEST_MAXIMUM = 128
-"""Those of one guest's address: a flood of identifiers costs others nothing."""
+"""Those of one guest, whatever its addresses: a flood of identifiers costs others nothing."""
 
 
 @define(eq=False)
@@ -37,7 +40,9 @@ class Pings:
     alarms: Alarms
     counters: Counters
     flows: dict[Address, dict[int, EchoFlow]] = field(factory=dict)
-    """By a guest's address and identifier; whoever was asked to send last is the last."""
+    """By a guest's address and identifier."""
+    _flows_of: dict[Hashable, "OrderedDict[EchoFlow, None]"] = field(factory=dict)
+    """By a guest's port; the one used last is the last."""
     _count: int = 0
 
     def on_known(
@@ -67,7 +72,11 @@ class Pings:
         wait."""
         if message.type != ECHO_REQUEST or message.code != 0:
             self.counters.count("icmp.not_carried")
-            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            guest = self.delivery.guest_at(mac, packet.source)
+            request = FlowRequest("icmp", packet.destination, 0)
+            self.admission.refuse(guest, request, Why.UNCARRIED, now)
+            if not self.admission.drops:
+                self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return
         identifier = int.from_bytes(message.rest[:2], "big")
         sequence = int.from_bytes(message.rest[2:], "big")
@@ -103,38 +112,40 @@ class Pings:
     def _open(
         self, address: Address, identifier: int, mac: MacAddress, now: float
     ) -> EchoFlow | None:
-        own = self.flows.get(address, {})
+        owner = self.delivery.switch.port_of(mac)
+        own = self._flows_of.get(owner, ())
         if len(own) >= FLOWS_OF_GUEST_MAXIMUM:
-            self.counters.count("icmp.flow_gave_way")
-            self.close(next(iter(own.values())))
+            self._gives_way(owner)
         elif self._count >= FLOWS_MAXIMUM:
-            self.counters.count("icmp.flow_gave_way")
-            oldest = (next(iter(flows.values())) for flows in self.flows.values())
-            self.close(min(oldest, key=lambda flow: flow.sent_at))
+            self._gives_way(max(self._flows_of, key=lambda port: len(self._flows_of[port])))
         wire = EchoWire(self.delivery, mac, address, identifier)
-        flow = EchoFlow((address, identifier), wire, self.counters, now)
+        flow = EchoFlow((address, identifier), wire, self.counters, now, owner)
         try:
             self.open_echo(flow)
         except OSError:
             self.counters.count("icmp.no_socket")
             return None
         self.flows.setdefault(address, {})[identifier] = flow
+        self._flows_of.setdefault(owner, OrderedDict())[flow] = None
         self._count += 1
         return flow
 
+    def _gives_way(self, owner: Hashable) -> None:
+        """Of that guest's flows, the one idle for longest."""
+        self.counters.count("icmp.flow_gave_way")
+        self.close(next(iter(self._flows_of[owner])))
+
     def _is_last(self, flow: EchoFlow) -> None:
-        address, identifier = flow.key
-        own = self.flows[address]
-        own[identifier] = own.pop(identifier)
+        self._flows_of[flow.owner].move_to_end(flow)
 
     def all(self) -> list[EchoFlow]:
         """Every flow."""
         return [flow for own in self.flows.values() for flow in own.values()]
 
-    def end_others(self, address: Address, mac: MacAddress) -> None:
-        """Flows of `address` that another machine than `mac` has opened."""
-        for flow in tuple(self.flows.get(address, {}).values()):
-            if any(decision.guest.mac != mac for _, decision in flow.admitted()):
+    def end_others(self, owner: Guest) -> None:
+        """Flows of the address of `owner` that another machine has opened."""
+        for flow in tuple(self.flows.get(owner.address, {}).values()):
+            if any(decision.guest != owner for _, decision in flow.admitted()):
                 self.close(flow)
 
     def judge_again(self) -> None:
@@ -159,5 +170,9 @@ class Pings:
         del self.flows[address][identifier]
         if not self.flows[address]:
             del self.flows[address]
+        own = self._flows_of[flow.owner]
+        del own[flow]
+        if not own:
+            del self._flows_of[flow.owner]
         self._count -= 1
         flow.host.close()

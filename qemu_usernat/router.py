@@ -38,7 +38,6 @@ from qemu_usernat.primitives.addresses import (
     DNS_PORT,
     LOOPBACK_IPV4,
     Address,
-    FlowKey,
     MacAddress,
 )
 from qemu_usernat.primitives.counters import Counters
@@ -187,7 +186,7 @@ class Router:
         self._wake(port)
         self.switch.guard.forget(port.addresses)
         self._services.on_link_down(port.addresses, now)
-        self._delivery.limiter.forget(port.name)
+        self._delivery.on_link_down(port)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
@@ -216,10 +215,13 @@ class Router:
         self._services.on_deadline(now)
 
     def _on_owner(self, address: Address, mac: MacAddress) -> None:
-        """What another machine has begun from the address of this one is not this one's."""
-        self.connections.end_others(address, mac)
-        self.datagrams.end_others(address, mac)
-        self.pings.end_others(address, mac)
+        """What another machine has begun from the address of this one is not this one's; at another
+        link it is another, whatever its MAC address."""
+        owner = self._delivery.guest_at(mac, address)
+        self.connections.end_others(owner)
+        self.datagrams.end_others(owner)
+        self.pings.end_others(owner)
+        self._delivery.forget_path_mtu(address)
 
     def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""
@@ -270,10 +272,7 @@ class Router:
                     except Exception as error:
                         connections.break_off(flow, error)
                     return
-            elif protocol == ICMP:
-                if self._on_plain_ping(frame, peeked, now):
-                    return
-            elif self._on_plain_datagram(frame, peeked, now):
+            elif self._on_plain(protocol, frame, peeked, now):
                 return
         try:
             self._inspection.on_frame(frame, now)
@@ -281,6 +280,17 @@ class Router:
             self.counters.count(error.reason)
         except Exception as error:
             self.on_bug(error)
+
+    def _on_plain(self, protocol: int, frame: memoryview, peeked: Peeked, now: float) -> bool:
+        try:
+            if protocol == ICMP:
+                return self._on_plain_ping(frame, peeked, now)
+            return self._on_plain_datagram(frame, peeked, now)
+        except Malformed as error:
+            self.counters.count(error.reason)
+        except Exception as error:
+            self.on_bug(error)
+        return True
 
     def _on_plain_datagram(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
         """A datagram of a mapping that has sent there before, or one for a service of ours; False
@@ -290,7 +300,7 @@ class Router:
         if guard.on and not guard.is_owner(source, self.switch.speaker):
             return False
         key = (source, source_port, destination, destination_port)
-        if self._is_service(key, frame[start:end], now):
+        if self._services.on_known(key, frame[start:end], now):
             return True
         if destination_port not in SERVICE_PORTS:
             return self.datagrams.on_known(
@@ -299,13 +309,9 @@ class Router:
             )  # fmt: skip
         if destination_port != DNS_PORT or end > ETHERNET_HEADER + ETHERNET_MTU:
             return False
-        try:
-            return self._services.on_question(
-                source, source_port, destination, frame[start:end], frame[6:12], now
-            )
-        except Exception as error:
-            self.on_bug(error)
-            return True
+        return self._services.on_question(
+            source, source_port, destination, frame[start:end], frame[6:12], now
+        )
 
     def _on_plain_ping(self, frame: memoryview, peeked: Peeked, now: float) -> bool:
         """A ping of a flow that has asked there before; False for any other."""
@@ -317,15 +323,6 @@ class Router:
         return self.pings.on_known(
             source, identifier, destination, sequence, frame[start:end], head, frame[6:12], now
         )
-
-    def _is_service(self, key: FlowKey, payload: memoryview, now: float) -> bool:
-        try:
-            return self._services.on_known(key, payload, now)
-        except Malformed as error:
-            self.counters.count(error.reason)
-        except Exception as error:
-            self.on_bug(error)
-        return True
 
     # -- who is who
 

@@ -613,9 +613,11 @@ class ScriptedNetwork:
             self.settings, self.host, forwarder, self.admission, b"secret" * 4, self.counters
         )
 
-    def guest(self, mac: bytes = GUEST_MAC, address: str = GUEST) -> ScriptedGuest:
+    def guest(
+        self, mac: bytes = GUEST_MAC, address: str = GUEST, link: str = "guest"
+    ) -> ScriptedGuest:
         """A guest whose link has come up."""
-        guest = ScriptedGuest(self, mac, address, Port("guest", self.counters))
+        guest = ScriptedGuest(self, mac, address, Port(link, self.counters))
         guest.port.transmit = guest.transmit
         self.router.switch.attach(guest.port)
         return guest

@@ -2,10 +2,12 @@
 
 import pytest
 
+from qemu_usernat.admission import Decision, Guest
 from qemu_usernat.nat.echo import ASKED_MAXIMUM, IDLE_TIME, PEERS_MAXIMUM
 from qemu_usernat.pings import FLOWS_MAXIMUM, FLOWS_OF_GUEST_MAXIMUM
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import DROP, PolicySettings
+from qemu_usernat.policy.why import Why
 from qemu_usernat.wire.icmp import (
     ECHO_REPLY,
     ECHO_REQUEST,
@@ -19,6 +21,7 @@ from tests.scripted_guest import (
     GATEWAY,
     GUEST,
     GUEST_MAC,
+    OTHER,
     OTHER_MAC,
     SERVER,
     ScriptedGuest,
@@ -196,6 +199,14 @@ def test_icmp_that_is_no_ping_does_not_reach_the_world(
     guest.sends(guest.packet(icmp(0, 0, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
     guest.sends(guest.packet(icmp(8, 1, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
     assert [heard.icmp.code for heard in guest.hears()] == [13, 13, 13]
+    told: list[Decision] = []
+    network.router.admission.on_decision = lambda decision, now: told.append(decision)
+    settings = PolicySettings(policy=NetworkPolicy.deny_all(), on_deny=DROP)
+    network.router.admission.replace(settings)
+    guest.sends(guest.packet(icmp(13, 0, b"\x12\x34\0\1", bytes(12)), ICMP, SERVER))
+    assert guest.hears() == [], "nothing is said where the policy wants silence"
+    assert [decision.verdict.why for decision in told] == [Why.UNCARRIED]
+    network.counters["icmp.not_carried"] -= 1
     assert network.counters["icmp.not_carried"] == 3
     assert network.host.echoes == []
 
@@ -233,21 +244,29 @@ def test_the_flow_idle_for_longest_gives_way(
 def test_one_guest_s_flood_takes_nothing_from_another(
     network: ScriptedNetwork, guest: ScriptedGuest
 ) -> None:
-    """Each address has its own share of the flows."""
-    guest.sends(asks(guest, source="10.0.2.77"))
-    for identifier in range(2 * FLOWS_OF_GUEST_MAXIMUM):
-        guest.sends(asks(guest, identifier=identifier))
+    """Each link has its own share of the flows, however many addresses speak there."""
+    other = network.guest(OTHER_MAC, OTHER)
+    other.sends(asks(other, source=OTHER))
+    for number in range(8 * FLOWS_OF_GUEST_MAXIMUM):
+        source = f"10.0.2.{20 + number // FLOWS_OF_GUEST_MAXIMUM}"
+        guest.sends(asks(guest, identifier=number, source=source))
     assert not network.host.echoes[0].closed
     assert sum(not echo.closed for echo in network.host.echoes) == FLOWS_OF_GUEST_MAXIMUM + 1
 
 
 def test_all_together_are_bounded(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
     """However many addresses there are: a descriptor for each flow."""
-    for number in range(FLOWS_MAXIMUM + 5):
-        source = f"10.0.2.{20 + number // FLOWS_OF_GUEST_MAXIMUM}"
-        guest.sends(asks(guest, identifier=number, source=source))
-    live = [echo.flow.key[1] for echo in network.host.echoes if not echo.closed]
-    assert live == list(range(5, FLOWS_MAXIMUM + 5))
+    others = [
+        network.guest(OTHER_MAC[:5] + bytes([100 + number]), f"10.0.2.{20 + number}")
+        for number in range(FLOWS_MAXIMUM // FLOWS_OF_GUEST_MAXIMUM)
+    ]
+    for other in others:
+        for number in range(FLOWS_OF_GUEST_MAXIMUM):
+            other.sends(asks(other, identifier=number, source=other.address))
+    guest.sends(asks(guest))
+    closed = [echo for echo in network.host.echoes if echo.closed]
+    assert [echo.flow.key[1] for echo in closed] == [0]
+    assert len(network.host.echoes) == FLOWS_MAXIMUM + 1
 
 
 def test_what_a_flow_remembers_is_bounded(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
@@ -305,6 +324,20 @@ def test_flows_that_have_ended_do_not_count(network: ScriptedNetwork, guest: Scr
     network.assert_nothing_left()
 
 
+def test_one_guest_s_errors_take_nothing_from_another(
+    network: ScriptedNetwork, guest: ScriptedGuest
+) -> None:
+    """Two QEMUs at one listener have a link of one name, and are two guests all the same."""
+    other = network.guest(OTHER_MAC, OTHER)
+    guest.sends(asks(guest))
+    other.sends(asks(other, source=OTHER))
+    loud, quiet = network.host.echoes
+    for _ in range(60):
+        loud.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
+    quiet.fails(unreachable(HOST_UNREACHABLE), SERVER, 1)
+    assert (len(guest.hears()), len(other.hears())) == (50, 1)
+
+
 def test_a_link_that_comes_back_begins_anew(network: ScriptedNetwork, guest: ScriptedGuest) -> None:
     """How many errors it had provoked goes with it: names of links do not pile up."""
     guest.sends(asks(guest))
@@ -337,9 +370,9 @@ def test_who_takes_over_an_address_does_not_inherit_its_pings(
     """Where addresses are guarded, another machine begins anew; the same one goes on."""
     guest.sends(asks(guest))
     (echo,) = network.host.echoes
-    network.router.pings.end_others(packed(GUEST), GUEST_MAC)
+    network.router.pings.end_others(Guest(GUEST_MAC, "guest", packed(GUEST)))
     assert not echo.closed
-    network.router.pings.end_others(packed(GUEST), OTHER_MAC)
+    network.router.pings.end_others(Guest(OTHER_MAC, "guest", packed(GUEST)))
     assert echo.closed
     network.assert_nothing_left()
 

@@ -377,6 +377,32 @@ def test_a_guest_reaches_another_at_its_mapping() -> None:
     assert (heard.source, heard.udp.source_port) == (HOST, first.port)
 
 
+def test_where_everybody_may_write_a_guest_may() -> None:
+    """Another guest's mapping comes from the host's own address, and is none of its services."""
+    network = network_of("endpoint")
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+    one.sends(one.datagram(1111, SERVER, 99, b"here I am"))
+    two.sends(two.datagram(2222, SERVER, 99, b"me, too"))
+    first, second = network.host.sockets
+    second.hears(b"hello", HOST, first.port)
+    assert two.hears_one().udp.payload == b"hello"
+    second.hears(b"from a service of the host", HOST, first.port + 7)
+    assert two.hears() == []
+
+
+def test_a_policy_ends_what_was_never_judged() -> None:
+    """Whoever was reached at the host without one may not answer under it."""
+    network = network_of()
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER)
+    two.sends(two.datagram(2222, SERVER, 99, b"here I am"))
+    port = network.host.sockets[0].port
+    one.sends(one.datagram(1111, HOST, port, b"hello"))
+    network.router.admission.replace(PolicySettings(policy=NetworkPolicy.deny_all()))
+    network.router.on_policy(guarded=False, now=network.now)
+    network.host.sockets[1].hears(b"still in", HOST, port)
+    assert one.hears() == []
+
+
 def test_other_ports_of_the_host_stay_closed() -> None:
     """A port that was a mapping's a moment ago may be the host's own by now."""
     network = network_of()

@@ -5,6 +5,8 @@
 says is the affair of whoever found it.
 """
 
+from collections.abc import Hashable
+
 from attrs import define, field, frozen
 
 from qemu_usernat.primitives.addresses import (
@@ -67,7 +69,7 @@ class ErrorLimiter:
     """
 
     subnet_broadcast: Address
-    _buckets: dict[str, _Bucket] = field(factory=dict)
+    _buckets: dict[Hashable, _Bucket] = field(factory=dict)
 
     def may_report(self, packet: IpPacket) -> bool:
         """Whether an error about `packet` is allowed at all (RFC 1122, 3.2.2).
@@ -87,7 +89,7 @@ class ErrorLimiter:
             or _is_class_e(packet.source)
         )
 
-    def may_send(self, link: str, now: float) -> bool:
+    def may_send(self, link: Hashable, now: float) -> bool:
         """Take a token of `link`; False if there is none left at this moment."""
         bucket = self._buckets.setdefault(link, _Bucket())
         elapsed = max(0.0, now - bucket.filled_at)
@@ -98,7 +100,7 @@ class ErrorLimiter:
         bucket.tokens -= 1.0
         return True
 
-    def forget(self, link: str) -> None:
+    def forget(self, link: Hashable) -> None:
         """It is gone."""
         self._buckets.pop(link, None)
 

@@ -9,9 +9,8 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from qemu_usernat.host.addresses import HostAddresses
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.wire.icmp import (
     DESTINATION_UNREACHABLE,
@@ -63,7 +62,7 @@ def hops_left(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
 class ErrorReader:
     """Reads error queues; knows which offender is the host itself."""
 
-    def __init__(self, is_of_host: HostAddresses) -> None:
+    def __init__(self, is_of_host: Callable[[Address], bool]) -> None:
         self._is_of_host = is_of_host
 
     def read(self, sock: socket.socket) -> Iterator[tuple[IcmpError, Address, int, bytes]]:
@@ -95,5 +94,8 @@ class ErrorReader:
         if offender != peer and self._is_of_host(offender or b""):
             # The host has no way, or nobody answers its ARP.
             offender, ttl = None, TTL + 1
-        rest = min(info, 0xFFFF).to_bytes(4, "big")  # the next hop's MTU (RFC 1191, 4)
+        if icmp_type == PARAMETER_PROBLEM:
+            rest = bytes((info & 0xFF, 0, 0, 0))  # where in the packet it is (RFC 792)
+        else:
+            rest = min(info, 0xFFFF).to_bytes(4, "big")  # the next hop's MTU (RFC 1191, 4)
         return IcmpError(icmp_type, code, rest, offender, max(1, ttl - 1))

@@ -65,16 +65,10 @@ class HostPings:
         try:
             sock = _IcmpSocket(_datagram_socket(), self)
         except PermissionError:
-            if self._raw is None:
+            if self._raw is None or self._raw.is_closed:
                 self._raw = _IcmpSocket(_raw_socket(), self, is_raw=True)
             sock = self._raw
         flow.host = HostIcmp(flow, sock)
-
-    def close(self) -> None:
-        """Give the shared descriptor back; flows are their owners' to close."""
-        if self._raw is not None:
-            self._raw.close()
-            self._raw = None
 
 
 def complaint() -> str | None:
@@ -118,6 +112,7 @@ class _IcmpSocket:
     def __init__(self, sock: socket.socket, pings: HostPings, *, is_raw: bool = False) -> None:
         self._sock = sock
         self._is_raw = is_raw
+        self.is_closed = False
         self._poller = pings.poller
         self._counters = pings.counters
         self._errors = pings.errors
@@ -147,16 +142,13 @@ class _IcmpSocket:
         return identifier
 
     def remove(self, identifier: int) -> None:
-        """It asks no more; a socket of its own is closed."""
+        """It asks no more. With the last that does, the descriptor is given back: nobody is left to
+        read what else this host hears."""
         del self._flows[identifier]
-        if not self._is_raw:
-            self.close()
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        self._flows.clear()
-        self._poller.forget(self._sock)
-        self._sock.close()
+        if not self._flows:
+            self.is_closed = True
+            self._poller.forget(self._sock)
+            self._sock.close()
 
     # -- towards the world
 
@@ -195,7 +187,7 @@ class _IcmpSocket:
         """Replies, or errors, have come."""
         count = 0
         try:
-            while self._flows and count < REPLIES_AT_ONCE:
+            while count < REPLIES_AT_ONCE and not self.is_closed:
                 message, ancillary, _, (host, _) = self._sock.recvmsg(_MESSAGE_MAXIMUM, 64)
                 count += 1
                 self._on_message(message, socket.inet_aton(host), hops_left(ancillary))

@@ -269,9 +269,9 @@ class HostUdp:
             return
         address, port, ttl, dont_fragment = self._to
         if (ttl, dont_fragment) != self._ways:
-            self._ways = ttl, dont_fragment
             self._sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
             forbid_fragments(self._sock, dont_fragment)
+            self._ways = ttl, dont_fragment
         peer = (format_address(address), port)
         if len(run) == 1 or not self._send_run(self._sock, run, peer):
             for payload in run:

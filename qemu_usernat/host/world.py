@@ -98,4 +98,3 @@ class SystemWorld:
     def close(self) -> None:
         """Forget every question; flows and mappings are their owners' to close."""
         self._asker.close()
-        self._pings.close()

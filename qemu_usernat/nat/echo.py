@@ -5,6 +5,7 @@ what was asked and nothing else. It does not know sockets: the identifier of the
 host's affair, as the kernel may choose it.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from attrs import define, field
@@ -65,6 +66,8 @@ class EchoFlow:
     guest: GuestEcho
     counters: Counters
     sent_at: float
+    owner: Hashable = None
+    """Whose it is, to whoever counts."""
     host: HostEcho = field(init=False)
     _asked: dict[tuple[Address, int], bytes] = field(factory=dict)
     """Address and sequence number, and how the request began; what was asked last is the last."""

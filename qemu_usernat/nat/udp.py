@@ -159,6 +159,12 @@ class UdpMapping:
         """It may no more, nor hear from there."""
         self._forget((address, port))
 
+    def forget_unjudged(self) -> None:
+        """A policy has come: whoever was written to without one may not answer."""
+        for where, peer in tuple(self._peers.items()):
+            if peer.decision is None:
+                self._forget(where)
+
     def forget_peers(self) -> None:
         """The mapping ends."""
         for where in tuple(self._peers):

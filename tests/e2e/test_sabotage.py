@@ -13,7 +13,7 @@ from tests.e2e import sabotage
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "tests" / "e2e" / "test_core.py"
-SOME_OF_CORE = ("test_lease", "test_ping_of_a_host", "test_names", "test_https")
+SOME_OF_CORE = ("test_ping_of_a_host", "test_https")
 NOT_PASSED_ON = "a policy that is not passed on"
 POLICY = ROOT / "tests" / "e2e" / "test_policy.py"
 

@@ -106,7 +106,6 @@ class LoopbackRoom:
 
     def close(self) -> None:
         self.network.router.close()
-        self.pings.close()
         self.stack.close()
         self.poller.close()
 

@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "qemu-cmdlines"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
 MTU = {"e1000.sh": "1500", "mtu-1500.sh": "1500"}  # all others: the default
 END_TIME = 20.0  # seconds for QEMU, the server and the script to end
+MUCH_LIKE_OTHERS = ("inherited-descriptor.sh", "mtu-jumbo.sh", "reconnect-7.2.sh", "virtio-net.sh")
 ADDRESS = {"two-guests.sh": "10.0.2.16"}  # all others: the first of the pool
 
 
@@ -35,7 +36,10 @@ def needed_version(script: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else (7, 2)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(each, marks=[pytest.mark.deep] * (each in MUCH_LIKE_OTHERS)) for each in SCRIPTS],
+)
 async def test_an_example_boots_a_guest_with_a_lease(script: str, image: GuestImage) -> None:
     """The script as it stands: the guest gets its address and MTU, and reaches the gateway."""
     here = version_of(QEMU)
