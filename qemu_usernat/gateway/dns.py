@@ -151,11 +151,14 @@ class DnsForwarder:
         """Whose question it is that is asked with `token`."""
         return self._questions[token].pending.guest
 
-    def on_answer(self, token: int, message: bytes | None, now: float) -> None:
-        """An upstream's message, or None: that one failed (refused, unreachable, closed)."""
+    def on_answer(self, token: int, message: bytes | None, now: float) -> bool:
+        """An upstream's message, or None: that one failed (refused, unreachable, closed).
+
+        False if it answers something else: somebody may be guessing.
+        """
         question = self._questions.get(token)
         if question is None:
-            return
+            return True
         pending = question.pending
         if message is None:
             self.counters.count("dns.upstream_failed")
@@ -165,6 +168,7 @@ class DnsForwarder:
             # On a connection nothing better follows; a datagram may be anybody's.
             if pending.transport == "tcp":
                 self._give_up(token, now)
+            return False
         elif dns_message.rcode_of(message) in (dns_message.SERVFAIL, dns_message.REFUSED):
             self.counters.count("dns.upstream_refused")
             pending.refusal = message
@@ -172,6 +176,7 @@ class DnsForwarder:
         else:
             self._silent_until.pop(question.upstream, None)
             self._finish(pending, message, now)
+        return True
 
     def deadline(self) -> float:
         """When `on_deadline` is due; NEVER while nothing waits."""

@@ -5,11 +5,16 @@ were asked; who would forge an answer has to know the socket's own port, and the
 (RFC 5452, 4 and 9.2). A socket for each question would keep the port a secret best, and would cost
 a system call more at each step, and a descriptor for each question under way. So a resolver is
 asked from `SOCKETS_MAXIMUM` sockets, of which chance picks one for each question, and each is
-replaced, and has another port, when it has carried `QUESTIONS_MAXIMUM` questions, when it is
-`AGE_MAXIMUM` old, and when somebody guesses: at the `STRANGERS_MAXIMUM`-th datagram that answers
-none of its questions. What several ask at once is asked once (`gateway.dns`), so many questions
+replaced, and has another port, when it has carried `QUESTIONS_MAXIMUM` questions, and when it is
+`AGE_MAXIMUM` old. What several ask at once is asked once (`gateway.dns`), so many questions
 under way do not make one of them easier to hit. A socket that was replaced stays until its last
 question is answered or forgotten.
+
+Not so where somebody guesses: at the `GUESSES_MAXIMUM`-th datagram that answers none of its
+questions, by identifier or by what it says, nothing more is heard there, and what is still open is
+asked again from other sockets, `MOVES_MAXIMUM` times; then that resolver has failed. So for one
+question 64 identifiers of 65,536 are tried, at ports that have to be found each time. What comes
+late, after its question was given up, is no guess.
 
 A question over TCP has a connection of its own. What a message says is not looked at here, but for
 its identifier.
@@ -38,9 +43,12 @@ QUESTIONS_MAXIMUM = 256
 AGE_MAXIMUM = 10 * SECOND
 """How old a socket gets: also, the host may have another address or route by then."""
 
-STRANGERS_MAXIMUM = 16
-"""Datagrams that answer nothing, and a socket is replaced: of an honest resolver there are late
-answers, from time to time."""
+GUESSES_MAXIMUM = 16
+"""Datagrams that answer nothing, and nothing more is heard at a port: of an honest resolver there
+are hardly any."""
+
+MOVES_MAXIMUM = 3
+"""How often a question that may have been guessed at is asked again before it fails."""
 
 CONNECTIONS_MAXIMUM = 256
 """Questions over TCP under way at once."""
@@ -55,7 +63,8 @@ _MESSAGE_MAXIMUM = 65535  # bytes of a DNS message, over UDP as over TCP
 _LENGTH_SIZE = 2  # bytes before each message over TCP (RFC 1035, 4.2.2)
 _IDENTIFIER_SIZE = 2  # bytes that a message begins with
 
-AnswerCallback = Callable[[int, bytes | None, float], None]
+AnswerCallback = Callable[[int, bytes | None, float], bool]
+"""False for what answers something else than that question."""
 
 
 @define(eq=False)
@@ -75,6 +84,8 @@ class UpstreamAsker:
     _connections: int = field(default=0, init=False)
     _sockets: "dict[Upstream, dict[int, _Datagrams]]" = field(factory=dict, init=False)
     """By resolver and place; those that were replaced are known to their questions only."""
+    _moves: dict[int, int] = field(factory=dict, init=False)
+    """How often a question was asked again, if it was."""
     buffer: memoryview = field(factory=lambda: memoryview(bytearray(_MESSAGE_MAXIMUM)), init=False)
     """Where datagrams are read to."""
 
@@ -137,8 +148,21 @@ class UpstreamAsker:
         """No answer to this question is wanted any more."""
         question = self._questions.pop(token, None)
         if question is not None:
+            self._moves.pop(token, None)
             self._connections -= isinstance(question, _OverTcp)
             question.forget(token)
+
+    def ask_again(self, upstream: Upstream, message: bytes, token: int, now: float) -> None:
+        """Its socket is known to somebody else, and gone: take another."""
+        if not self.waits(token):
+            return
+        moves = self._moves[token] = self._moves.get(token, 0) + 1
+        try:
+            if moves > MOVES_MAXIMUM:
+                raise OSError(errno.EBUSY, "somebody guesses wherever it is asked")
+            self._ask_over_udp(upstream, message, token)
+        except OSError:
+            self.fail(token, now)
 
     def fail(self, token: int, now: float) -> None:
         """Nothing comes to this question any more: say so, if an answer is still wanted."""
@@ -163,16 +187,18 @@ class UpstreamAsker:
 class _Datagrams:
     """A socket towards one resolver, and the questions that were asked from it."""
 
-    __slots__ = ("_asker", "_identifiers", "_left", "_retired", "_strangers", "_tokens", "_until",
-                 "_upstream", "sock")  # fmt: skip
+    __slots__ = ("_asker", "_given_up", "_guesses", "_left", "_messages", "_retired", "_tokens",
+                 "_until", "_upstream", "sock")  # fmt: skip
 
     def __init__(self, asker: UpstreamAsker, upstream: Upstream, until: float) -> None:
         self._asker, self._upstream, self._until = asker, upstream, until
-        self._left, self._strangers, self._retired = QUESTIONS_MAXIMUM, STRANGERS_MAXIMUM, False
+        self._left, self._guesses, self._retired = QUESTIONS_MAXIMUM, GUESSES_MAXIMUM, False
         self._tokens: dict[bytes, int] = {}
         """By identifier."""
-        self._identifiers: dict[int, bytes] = {}
+        self._messages: dict[int, bytes] = {}
         """By token."""
+        self._given_up: set[bytes] = set()
+        """Identifiers of questions that are over: an answer may still come."""
         self.sock = _socket_for(upstream, socket.SOCK_DGRAM)
         try:
             self.sock.connect(_socket_address(upstream))
@@ -192,13 +218,17 @@ class _Datagrams:
         except BlockingIOError:
             self._asker.counters.count("dns.send_full")
         self._left -= 1
-        identifier = self._identifiers[token] = message[:_IDENTIFIER_SIZE]
-        self._tokens[identifier] = token
+        self._messages[token] = message
+        self._tokens[message[:_IDENTIFIER_SIZE]] = token
 
     def forget(self, token: int) -> None:
         """No answer is wanted any more."""
-        del self._tokens[self._identifiers.pop(token)]
-        self._close_if_done()
+        message = self._messages.pop(token, None)
+        if message is not None:
+            identifier = message[:_IDENTIFIER_SIZE]
+            del self._tokens[identifier]
+            self._given_up.add(identifier)
+            self._close_if_done()
 
     def retire(self) -> None:
         """There will be no more questions: end with the last of them."""
@@ -223,23 +253,32 @@ class _Datagrams:
                 self.fail_all(now)
                 return
             message = asker.buffer[:length].tobytes()
-            token = self._tokens.get(message[:_IDENTIFIER_SIZE])
+            identifier = message[:_IDENTIFIER_SIZE]
+            token = self._tokens.get(identifier)
             if token is not None:
-                asker.on_answer(token, message, now)
+                if not asker.on_answer(token, message, now):
+                    self._on_guess(now)
+                continue
+            asker.counters.count("dns.unexpected_answer")
+            if identifier in self._given_up:
+                self._given_up.remove(identifier)
             else:
-                self._on_stranger()
+                self._on_guess(now)
 
-    def _on_stranger(self) -> None:
-        """Late, or somebody who guesses."""
-        self._asker.counters.count("dns.unexpected_answer")
-        self._strangers -= 1
-        if not self._strangers:
+    def _on_guess(self, now: float) -> None:
+        self._guesses -= 1
+        if not self._guesses:
+            open_ones = tuple(self._messages.items())
+            self._messages.clear()
+            self._tokens.clear()
             self._asker.drop(self, self._upstream)
+            for token, message in open_ones:
+                self._asker.ask_again(self._upstream, message, token, now)
 
     def fail_all(self, now: float) -> None:
         """Nothing comes here any more."""
         self._asker.drop(self, self._upstream)
-        for token in tuple(self._identifiers):
+        for token in tuple(self._messages):
             self._asker.fail(token, now)
 
     def on_writable(self, now: float) -> None:

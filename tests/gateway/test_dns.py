@@ -226,7 +226,7 @@ def test_forged_answers_are_not_believed() -> None:
     short = good[:14]
     forgeries = [wrong_id, other_name, other_type, question, short, b""]
     for forged in forgeries:
-        talk.forwarder.on_answer(token, forged, 0.0)
+        assert talk.forwarder.on_answer(token, forged, 0.0) is False
     assert talk.replies == []
     assert talk.counters["dns.mismatched_answer"] == len(forgeries)
     talk.answer()

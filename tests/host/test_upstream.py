@@ -15,10 +15,11 @@ from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.host.upstream import (
     AGE_MAXIMUM,
     CONNECTIONS_MAXIMUM,
+    GUESSES_MAXIMUM,
+    MOVES_MAXIMUM,
     QUESTIONS_MAXIMUM,
     RESOLVERS_MAXIMUM,
     SOCKETS_MAXIMUM,
-    STRANGERS_MAXIMUM,
     UpstreamAsker,
 )
 from qemu_usernat.poller import Poller
@@ -41,10 +42,12 @@ class Desk:
         self.asker = UpstreamAsker(self.poller, self.counters, lambda: self.now)
         self.asker.on_answer = self._hear
         self.heard: list[tuple[int, bytes | None]] = []
+        self.believes = True
 
-    def _hear(self, token: int, message: bytes | None, now: float) -> None:
+    def _hear(self, token: int, message: bytes | None, now: float) -> bool:
         assert now == 42.0
         self.heard.append((token, message))
+        return self.believes
 
     def turn(self) -> None:
         """Wait until a socket is ready, and serve it."""
@@ -219,21 +222,78 @@ def test_chance_picks_the_socket(desk: Desk, stack: ExitStack) -> None:
     assert ports[0] == ports[2]
 
 
+def guess(desk: Desk, resolver: socket.socket, asker: tuple[str, int], *wrong: bytes) -> None:
+    """Somebody forges the resolver's address, and is heard."""
+    for each in wrong:
+        resolver.sendto(each, asker)
+        desk.turn()
+
+
+WRONG = [message(0x4000 + n) for n in range(GUESSES_MAXIMUM)]
+
+
 def test_who_guesses_finds_the_port_changed(desk: Desk, stack: ExitStack) -> None:
-    """Answers to nothing are counted, and soon the port is another; what was asked stays open."""
+    """After some answers to nothing the right one is not heard there any more: what is open is
+    asked again from another port, and answered there."""
     resolver, upstream = udp_resolver(stack)
     desk.asker.random_below = lambda below: 0
-    desk.asker.ask(upstream, "udp", message(1), 1)
-    _, asker = resolver.recvfrom(100)
-    for guess in range(STRANGERS_MAXIMUM):
-        resolver.sendto(message(0x4000 + guess), asker)
-    while desk.counters["dns.unexpected_answer"] < STRANGERS_MAXIMUM:
-        desk.turn()
-    desk.asker.ask(upstream, "udp", message(2), 2)
-    assert resolver.recvfrom(100)[1] != asker
-    resolver.sendto(message(1, b"the truth"), asker)
+    for token in (1, 2):
+        desk.asker.ask(upstream, "udp", message(token), token)
+    asker, _ = (resolver.recvfrom(100)[1] for _ in range(2))
+    guess(desk, resolver, asker, *WRONG)
+    resolver.sendto(message(1, b"the lie"), asker)
+    asked_again = [resolver.recvfrom(100) for _ in range(2)]
+    assert [question for question, _ in asked_again] == [message(1), message(2)]
+    assert asker not in [port for _, port in asked_again]
+    assert not desk.poller.wait(0)
+    assert desk.heard == []
+    resolver.sendto(message(1, b"the truth"), asked_again[0][1])
     desk.listen_until_heard()
     assert desk.heard == [(1, message(1, b"the truth"))]
+    assert desk.counters["dns.unexpected_answer"] == GUESSES_MAXIMUM
+
+
+def test_right_identifiers_with_wrong_answers_are_guesses_too(desk: Desk, stack: ExitStack) -> None:
+    """Who has the identifier and not the question is no better than who has neither."""
+    resolver, upstream = udp_resolver(stack)
+    desk.believes = False
+    desk.asker.ask(upstream, "udp", message(1), 1)
+    asker = resolver.recvfrom(100)[1]
+    guess(desk, resolver, asker, *[message(1, b"of others")] * (GUESSES_MAXIMUM - 1))
+    guess(desk, resolver, asker, message(2))
+    question, other = resolver.recvfrom(100)
+    assert question == message(1)
+    assert other != asker
+
+
+def test_who_guesses_wherever_it_is_asked_prevents_it_and_no_more(
+    desk: Desk, stack: ExitStack
+) -> None:
+    """It is not asked again for ever: then this resolver has failed, and nothing is left."""
+    resolver, upstream = udp_resolver(stack)
+    before = descriptors()
+    desk.asker.ask(upstream, "udp", message(1), 1)
+    for _ in range(1 + MOVES_MAXIMUM):
+        assert desk.heard == []
+        guess(desk, resolver, resolver.recvfrom(100)[1], *WRONG)
+    assert desk.heard == [(1, None)]
+    assert not desk.asker.waits(1)
+    assert descriptors() == before
+    assert not desk.asker._moves
+
+
+def test_late_answers_are_no_guesses(desk: Desk, stack: ExitStack) -> None:
+    """A resolver that stood still answers what was given up: what is asked now is not disturbed."""
+    resolver, upstream = udp_resolver(stack)
+    desk.asker.random_below = lambda below: 0
+    for token in range(2 * GUESSES_MAXIMUM):
+        desk.asker.ask(upstream, "udp", message(token), token)
+        desk.asker.forget(token)
+    desk.asker.ask(upstream, "udp", message(1000), 1000)
+    asked = [resolver.recvfrom(100) for _ in range(2 * GUESSES_MAXIMUM + 1)]
+    guess(desk, resolver, asked[0][1], *[question for question, _ in asked])
+    assert desk.heard == [(1000, message(1000))]
+    assert desk.counters["dns.unexpected_answer"] == 2 * GUESSES_MAXIMUM
 
 
 def test_an_identifier_that_is_under_way_gets_another_port(desk: Desk, stack: ExitStack) -> None:
