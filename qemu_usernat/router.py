@@ -185,7 +185,7 @@ class Router:
         """A guest's link is gone; its flows go on for when it comes back."""
         self._wake(port)
         self.switch.guard.forget(port.addresses)
-        self._services.on_link_down(port.addresses, now)
+        self._services.on_link_down(port, now)
         self._delivery.on_link_down(port)
 
     def deadline(self) -> float:

@@ -4,7 +4,7 @@ It owns which packet is for which service, and how an answer leaves. What is ans
 classes in `gateway/` to know; names over TCP are connections, and come by `dns_service`.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from functools import partial
 from math import inf
 
@@ -21,6 +21,7 @@ from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder
 from qemu_usernat.gateway.tftp import TFTP_PORT, OpenFile, TftpServer
 from qemu_usernat.lan.addressing import Addressing
+from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.primitives.addresses import DNS_PORT, Address, FlowKey, MacAddress
@@ -76,11 +77,11 @@ class Services:
         if self.open_file is not None:
             self.tftp = TftpServer(self.open_file, self._send_tftp, self.counters)
 
-    def on_link_down(self, macs: Container[MacAddress], now: float) -> None:
-        """The guests at `macs` are gone."""
-        self.dhcp.on_gone(macs, now)
+    def on_link_down(self, port: Port, now: float) -> None:
+        """The guest at `port` is gone."""
+        self.dhcp.on_gone(port.addresses, now)
         if self.tftp is not None:
-            self.tftp.on_gone(macs)
+            self.tftp.on_gone(port)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
@@ -162,8 +163,8 @@ class Services:
         elif destination in self.addressing.own and self.tftp is not None:
             key = (packet.source, datagram.source_port, destination, port)
             if port == TFTP_PORT:
-                mtu = self.delivery.mtu_towards(mac)
-                self.tftp.on_request(mac, key, datagram.payload, mtu, now)
+                mtu, link = self.delivery.mtu_towards(mac), self.switch.port_of(mac)
+                self.tftp.on_request(link, mac, key, datagram.payload, mtu, now)
             else:
                 return self.on_known(key, datagram.payload, now)
         else:
@@ -178,6 +179,10 @@ class Services:
         return True
 
     def _send_tftp(self, mac: MacAddress, key: FlowKey, packet: bytes) -> None:
+        link = self.switch.port_of(mac)
+        if link is not None and link.stalled():
+            self.counters.count("tftp.held_back")  # it is sent again when its time has come
+            return
         guest, guest_port, ours, port = key
         self.delivery.datagram(mac, ours, port, guest, guest_port, packet)
 

@@ -16,6 +16,7 @@ from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
+from qemu_usernat.gateway.tftp import OpenFile
 from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
@@ -598,7 +599,9 @@ class ScriptedConnection:
 class ScriptedNetwork:
     """A router between scripted guests and a scripted host, and the time of day."""
 
-    def __init__(self, *, dns: Sequence[Upstream] = (), **settings: Any) -> None:
+    def __init__(
+        self, *, dns: Sequence[Upstream] = (), open_file: OpenFile | None = None, **settings: Any
+    ) -> None:
         self.settings = Network(**settings)
         self.now = 1000.0
         self.counters = Counters()
@@ -610,7 +613,13 @@ class ScriptedNetwork:
         forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
         self.admission = Admission(Groups(public=TEST_NETWORKS))
         self.router = Router(
-            self.settings, self.host, forwarder, self.admission, b"secret" * 4, self.counters
+            self.settings,
+            self.host,
+            forwarder,
+            self.admission,
+            b"secret" * 4,
+            self.counters,
+            open_file=open_file,
         )
 
     def guest(

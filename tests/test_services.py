@@ -11,16 +11,21 @@ from hypothesis import strategies as st
 from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.gateway.dns import GUEST_PENDING_MAXIMUM
 from qemu_usernat.gateway.leases import HeldLease
+from qemu_usernat.gateway.tftp import TFTP_PORT, TRANSFERS_MAXIMUM
+from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import format_address
 from qemu_usernat.wire.headers import peek
+from tests.gateway.test_tftp import File, ack, read_request
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
     NAMESERVER,
     OTHER,
+    OTHER_MAC,
     SERVER,
+    ScriptedGuest,
     ScriptedNetwork,
 )
 
@@ -126,3 +131,42 @@ def test_guests_at_links_of_one_name_have_shares_of_their_own() -> None:
     other.sends(other.datagram(1234, NAMESERVER, 53, QUESTIONS[1]))
     assert network.counters["dns.too_many_queries"] == 10
     assert len(network.resolvers.asked) == GUEST_PENDING_MAXIMUM + 1
+
+
+# Files
+
+
+def _asks(guest: ScriptedGuest, port: int, request: bytes) -> list[bytes]:
+    """For a file, and what it hears."""
+    guest.sends(guest.datagram(port, GATEWAY, TFTP_PORT, request))
+    return [heard.udp.payload for heard in guest.hears()]
+
+
+def test_a_guest_with_many_mac_addresses_has_one_guest_s_share_of_transfers() -> None:
+    """Without a policy, too, its neighbour boots."""
+    network = ScriptedNetwork(open_file=lambda name: File(bytes(2000)))
+    hostile, other = network.guest(), network.guest(OTHER_MAC, OTHER)
+    for number in range(TRANSFERS_MAXIMUM):
+        hostile.mac = b"\x02" + number.to_bytes(5, "big")
+        _asks(hostile, 6000 + number, read_request(timeout=255))
+    assert _asks(other, 2000, read_request())[0][:4] == b"\0\3\0\1"
+    network.advance(120)
+    network.assert_nothing_left()
+
+
+def test_no_block_is_made_for_a_guest_that_does_not_read() -> None:
+    """Its queue would drop it; it is sent when its time has come, and the guest reads again."""
+    network = ScriptedNetwork(open_file=lambda name: File(bytes(100_000)))
+    guest = network.guest()
+    guest.sends(guest.datagram(2000, GATEWAY, TFTP_PORT, read_request(windowsize=16)))
+    port = guest.hears_one().udp.source_port
+    guest.reads = False
+    guest.port.send(bytes(STALLED_AT))
+    guest.sends(guest.datagram(2000, GATEWAY, port, ack(0)))
+    assert guest.port.queued == STALLED_AT
+    assert network.counters["tftp.held_back"] == 16
+    guest.port.outbox.clear()
+    guest.port.queued = 0
+    guest.reads = True
+    network.advance(1)
+    assert len(guest.hears()) == 16

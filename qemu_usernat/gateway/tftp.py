@@ -9,19 +9,22 @@ is sent is kept until it is acknowledged, so a file is read once, in order.
 
 An acknowledgment that comes twice is not answered, only silence is: a repetition for each would be
 answered twice itself, until the end of the file (the sorcerer's apprentice; RFC 1123, 4.2.3.1).
+A word of the guest that asks for a window again, be it the request once more or an acknowledgment
+within the window, is small, and a window is not: it is sent again once in a while at most.
 """
 
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from itertools import islice
 from math import inf
 from typing import Protocol
 
 from attrs import define, field, frozen
 
-from qemu_usernat.primitives.addresses import FlowKey, MacAddress
+from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.primitives.time import SECOND
+from qemu_usernat.primitives.time import MS, SECOND
 from qemu_usernat.wire.packets import Buffer
 from qemu_usernat.wire.tftp import (
     ACCESS_VIOLATION,
@@ -46,18 +49,27 @@ LAST_PORT = 65535
 
 TRANSFERS_MAXIMUM = 256
 GUEST_TRANSFERS_MAXIMUM = 16
-"""A boot loader has one; a guest that is left hanging asks again before the old one has ended."""
+"""A boot loader has one; a guest that is left hanging asks again before the old one has ended. It
+is a link's: a guest can have any number of MAC addresses."""
+
+REQUEST_MAXIMUM = 512  # bytes (RFC 2347)
 
 BLOCK_SIZE = 512  # RFC 1350, 2: without an option
 BLOCK_MINIMUM = 8  # RFC 2348
 BLOCK_MAXIMUM = 65464
 WINDOW_OCTETS = 1 << 16
 """What may be under way to one guest, whatever its window."""
+WINDOW_BLOCKS = 16
+"""The same for small blocks, each of which costs as much as a large one: enough for a wire that is
+this short, and what two small packets of a guest can lead to."""
 
 TIMEOUT = 1 * SECOND
 TIMEOUT_MAXIMUM = 8 * SECOND
-"""It doubles up to this, unless the guest has named its own (RFC 2349)."""
+"""It doubles up to this, unless the guest has named its own (RFC 2349), which is no longer: a place
+is not kept for one that never answers."""
 TRIES = 8
+PAUSE = 100 * MS
+"""Between two sendings of one window, if nothing but the guest's asking leads to the second."""
 
 _HEADERS = 20 + 8 + HEADER  # IP, UDP, and the block's own
 _MODES = (b"octet", b"netascii")
@@ -106,6 +118,7 @@ class _Terms:
 class _Transfer:
     """One file on its way."""
 
+    link: Hashable
     mac: MacAddress
     key: FlowKey
     request: bytes
@@ -120,6 +133,8 @@ class _Transfer:
     at_end: bool = False
     deadline: float = inf
     tries: int = 0
+    asked_again: float = -inf
+    """When the guest's asking has led to a second sending."""
 
 
 @define
@@ -130,25 +145,34 @@ class TftpServer:
     send: Send
     counters: Counters
     transfers: dict[FlowKey, _Transfer] = field(factory=dict, init=False)
+    _of_guest: dict[tuple[Address, int, Address], _Transfer] = field(factory=dict, init=False)
+    """The same by where the guest asked, and whom: there it has one at a time."""
     _ports: int = field(default=0, init=False)
 
     def on_request(
-        self, mac: MacAddress, key: FlowKey, payload: bytes, mtu: int, now: float
+        self,
+        link: Hashable,
+        mac: MacAddress,
+        key: FlowKey,
+        payload: bytes,
+        mtu: int,
+        now: float,
     ) -> None:
-        """A datagram to port 69; an IP packet of `mtu` bytes reaches the guest in one piece."""
+        """A datagram to port 69, of a guest that is at `link`, whatever its MAC address; an IP
+        packet of `mtu` bytes reaches it in one piece."""
         operation = operation_of(payload)
-        if operation not in (READ, WRITE):
+        if operation not in (READ, WRITE) or len(payload) > REQUEST_MAXIMUM:
             raise Malformed("tftp.malformed")
         if self._is_repeated(key, payload, now):
             return
         key = (*key[:3], self._next_port())
         try:
-            transfer = self._begin(mac, key, payload, mtu)
+            transfer = self._begin(link, mac, key, payload, mtu)
         except RefusalError as refusal:
             self.counters.count("tftp.refused")
             self.send(mac, key, error(refusal.code, str(refusal).encode()))
             return
-        self.transfers[key] = transfer
+        self.transfers[key] = self._of_guest[key[:3]] = transfer
         self._go_on(transfer, now)
 
     def on_packet(self, key: FlowKey, packet: Buffer, now: float) -> None:
@@ -177,12 +201,13 @@ class TftpServer:
                     self._end(transfer)
                 else:
                     self.counters.count("tftp.repeated")
-                    self._repeat(transfer, now)
+                    self._wait(transfer, now)
+                    self._send_all(transfer)
 
-    def on_gone(self, macs: Container[MacAddress]) -> None:
-        """The guests at `macs` have left."""
+    def on_gone(self, link: Hashable) -> None:
+        """The guest at `link` has left."""
         for transfer in tuple(self.transfers.values()):
-            if transfer.mac in macs:
+            if transfer.link == link:
                 self._end(transfer)
 
     def close(self) -> None:
@@ -193,15 +218,17 @@ class TftpServer:
     # -- how a transfer begins
 
     def _is_repeated(self, key: FlowKey, payload: bytes, now: float) -> bool:
-        """A request that came before: it is answered again. Another one from that port ends what
-        there was."""
-        for transfer in tuple(self.transfers.values()):
-            if transfer.key[:3] == key[:3]:
-                if transfer.request == payload and not transfer.acknowledged:
-                    self._repeat(transfer, now)
-                    return True
-                self._end(transfer)
-        return False
+        """A request that came before: it is answered again, and the transfer lives no longer for
+        that. Another one from that port ends what there was."""
+        transfer = self._of_guest.get(key[:3])
+        if transfer is None:
+            return False
+        if transfer.request != payload or transfer.acknowledged:
+            self._end(transfer)
+            return False
+        if self._may_ask_again(transfer, now):
+            self._send_all(transfer)
+        return True
 
     def _next_port(self) -> int:
         while True:
@@ -210,20 +237,22 @@ class TftpServer:
             if all(key[3] != port for key in self.transfers):
                 return port
 
-    def _begin(self, mac: MacAddress, key: FlowKey, payload: bytes, mtu: int) -> _Transfer:
+    def _begin(
+        self, link: Hashable, mac: MacAddress, key: FlowKey, payload: bytes, mtu: int
+    ) -> _Transfer:
         request = parse_request(payload)
         if request.operation == WRITE:
             raise RefusalError(ACCESS_VIOLATION, "nothing can be written here")
         if request.mode not in _MODES:
             raise RefusalError(ILLEGAL_OPERATION, "the mode is neither octet nor netascii")
-        of_guest = sum(each.mac == mac for each in self.transfers.values())
+        of_guest = sum(each.link == link for each in self.transfers.values())
         if len(self.transfers) >= TRANSFERS_MAXIMUM or of_guest >= GUEST_TRANSFERS_MAXIMUM:
             raise RefusalError(NOT_DEFINED, "too many transfers at once")
         file = self.open_file(request.filename)
         is_text = request.mode == b"netascii"
         terms = _agree(request.options, None if is_text else file.size, mtu)
         first = options_acknowledgment(terms.answer) if terms.answer else None
-        return _Transfer(mac, key, payload, _Octets(file, is_text), terms, first)
+        return _Transfer(link, mac, key, payload, _Octets(file, is_text), terms, first)
 
     # -- how it goes on
 
@@ -243,11 +272,15 @@ class TftpServer:
             self.counters.count("tftp.sent")
             self._end(transfer)
         else:
-            # Where it stopped within a window, the rest of that is lost (RFC 7440, 4).
             self._go_on(transfer, now)
 
     def _go_on(self, transfer: _Transfer, now: float) -> None:
+        """The guest has taken something: what is new goes out at once, and what was under way too.
+
+        Where it stopped within a window, the rest of that is lost (RFC 7440, 4).
+        """
         transfer.tries = 0
+        lost = len(transfer.under_way)
         try:
             self._fill(transfer)
         except RefusalError as refusal:
@@ -255,7 +288,19 @@ class TftpServer:
             self._end(transfer)
             self.send(transfer.mac, transfer.key, error(refusal.code, str(refusal).encode()))
             return
-        self._repeat(transfer, now)
+        self._wait(transfer, now)
+        if lost and not self._may_ask_again(transfer, now):
+            transfer.deadline = min(transfer.deadline, transfer.asked_again + PAUSE)
+            self._send_all(transfer, lost)
+        else:
+            self._send_all(transfer)
+
+    def _may_ask_again(self, transfer: _Transfer, now: float) -> bool:
+        """Whether the guest's word is enough to send again what was sent."""
+        if now < transfer.asked_again + PAUSE:
+            return False
+        transfer.asked_again = now
+        return True
 
     def _fill(self, transfer: _Transfer) -> None:
         """Read as far as the window goes."""
@@ -267,16 +312,20 @@ class TftpServer:
             number = transfer.acknowledged + len(transfer.under_way) + 1
             transfer.under_way.append(data(number, octets))
 
-    def _repeat(self, transfer: _Transfer, now: float) -> None:
-        """Send what is not acknowledged."""
+    def _wait(self, transfer: _Transfer, now: float) -> None:
+        """From now on, for an answer."""
         wait = transfer.terms.timeout or min(TIMEOUT * 2**transfer.tries, TIMEOUT_MAXIMUM)
         transfer.deadline = now + wait
+
+    def _send_all(self, transfer: _Transfer, beginning: int = 0) -> None:
+        """Send what is not acknowledged, without the first ones."""
         packets = transfer.under_way if transfer.first is None else (transfer.first,)
-        for packet in packets:
+        for packet in islice(packets, beginning, None):
             self.send(transfer.mac, transfer.key, packet)
 
     def _end(self, transfer: _Transfer) -> None:
         del self.transfers[transfer.key]
+        del self._of_guest[transfer.key[:3]]
         transfer.octets.file.close()
 
 
@@ -316,12 +365,12 @@ def _agree(options: Mapping[bytes, bytes], size: int | None, mtu: int) -> _Terms
     if b"tsize" in options and size is not None:
         answer[b"tsize"] = b"%d" % size
     asked = _number(options.get(b"timeout"))
-    if 1 <= asked <= 255:
+    if SECOND <= asked <= TIMEOUT_MAXIMUM:
         timeout = float(asked)
         answer[b"timeout"] = b"%d" % asked
     asked = _number(options.get(b"windowsize"))
     if 1 <= asked <= 65535:
-        window = min(asked, max(1, WINDOW_OCTETS // block_size))
+        window = min(asked, WINDOW_BLOCKS, max(1, WINDOW_OCTETS // block_size))
         answer[b"windowsize"] = b"%d" % window
     in_order = {name: answer[name] for name in options if name in answer}
     return _Terms(in_order, block_size, window, timeout)

@@ -145,6 +145,7 @@ MEANINGS = {
     "tftp.refused": "A file that was refused: the guest is told why.",
     "tftp.file_changed": "A file that changed while it was read: the guest is told.",
     "tftp.repeated": "A packet sent again, as the guest had not answered in time.",
+    "tftp.held_back": "A packet that was not sent, as much waits for the guest: later.",
     "tftp.gave_up": "A transfer whose guest did not answer any more.",
     "tftp.sent": "A file that was sent to its end.",
     # DNS

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from qemu_usernat.gateway.tftp import (
     FIRST_PORT,
     GUEST_TRANSFERS_MAXIMUM,
+    PAUSE,
     TRANSFERS_MAXIMUM,
     TRIES,
+    WINDOW_BLOCKS,
     RefusalError,
     TftpServer,
 )
@@ -70,9 +72,12 @@ class Segment:
     def _send(self, mac: MacAddress, key: FlowKey, packet: bytes) -> None:
         self.sent.append((key, packet))
 
-    def ask(self, payload: bytes, port: int = 2000, mac: bytes = MAC) -> list[bytes]:
+    def ask(
+        self, payload: bytes, port: int = 2000, mac: bytes = MAC, link: str = "one"
+    ) -> list[bytes]:
         """A datagram to port 69, and what comes back."""
-        self.server.on_request(mac, (GUEST, port, GATEWAY, 69), payload, self.mtu, self.now)
+        key = (GUEST, port, GATEWAY, 69)
+        self.server.on_request(link, mac, key, payload, self.mtu, self.now)
         return self.heard()
 
     def say(self, payload: bytes) -> list[bytes]:
@@ -169,8 +174,9 @@ def test_a_block_reaches_the_guest_in_one_piece(asked: int, mtu: int, agreed: in
         {"blksize": "x"},
         {"blksize": "-8"},
         {"blksize": ""},
-        {"blksize": "9" * 5000},
+        {"blksize": "9" * 450},
         {"timeout": 0},
+        {"timeout": 9},
         {"timeout": 256},
         {"windowsize": 0},
         {"windowsize": 65536},
@@ -207,6 +213,14 @@ def test_a_window_holds_a_bounded_number_of_octets() -> None:
     assert len(segment.say(ack(0))) == 4
 
 
+def test_a_window_of_small_blocks_is_not_longer() -> None:
+    """A block of 8 octets costs as much as a large one."""
+    segment = Segment({b"kernel": bytes(1 << 20)})
+    answer = segment.ask(read_request(blksize=8, windowsize=65535))
+    assert answer == [b"\0\x06blksize\x008\0windowsize\x0016\0"]
+    assert len(segment.say(ack(0))) == WINDOW_BLOCKS
+
+
 def test_what_a_window_lost_is_sent_again() -> None:
     """An acknowledgment within a window says where it broke off."""
     segment = Segment({b"kernel": bytes(4000)})
@@ -215,12 +229,26 @@ def test_what_a_window_lost_is_sent_again() -> None:
     assert [packet[3] for packet in segment.say(ack(2))] == [3, 4, 5, 6]
 
 
+def test_a_window_is_not_sent_for_each_block_that_is_acknowledged() -> None:
+    """What is new comes at once; what was sent comes again, but only now and then."""
+    segment = Segment({b"kernel": bytes(100_000)})
+    segment.ask(read_request(windowsize=4))
+    segment.say(ack(0))
+    assert [packet[3] for packet in segment.say(ack(1))] == [2, 3, 4, 5]
+    assert [[packet[3] for packet in segment.say(ack(n))] for n in (2, 3, 4)] == [[6], [7], [8]]
+    assert segment.server.deadline() == segment.now + PAUSE
+    segment.now += PAUSE
+    segment.server.on_deadline(segment.now)
+    assert [packet[3] for packet in segment.heard()] == [5, 6, 7, 8]
+    assert [packet[3] for packet in segment.say(ack(5))] == [6, 7, 8, 9]
+
+
 def test_block_numbers_begin_anew() -> None:
     """A file of more than 65535 blocks: 32 MiB in the plain protocol (here in blocks of 8)."""
     octets = (1 << 19).to_bytes(8, "big") * ((1 << 16) + 3)
     segment = Segment({b"kernel": octets})
-    request = read_request(blksize=8, windowsize=4096)
-    received, sizes = segment.load(request, window=4096)
+    request = read_request(blksize=8, windowsize=16)
+    received, sizes = segment.load(request, window=16)
     assert (received, len(sizes)) == (octets, (1 << 16) + 4)
 
 
@@ -269,6 +297,32 @@ def test_a_repeated_request_is_the_same_transfer() -> None:
     key = segment.key
     assert segment.ask(read_request()) == first
     assert (segment.key, len(segment.opened)) == (key, 1)
+
+
+def test_a_request_that_comes_again_and_again_is_not_answered_each_time() -> None:
+    """A guest that asks many times at once hears it twice, and later once more."""
+    segment = Segment({b"kernel": bytes(100_000)})
+    request = read_request(windowsize=8)
+    segment.ask(request)
+    first = segment.say(ack(0))
+    assert [len(segment.ask(request)) for _ in range(4)] == [8, 0, 0, 0]
+    segment.now += PAUSE
+    assert segment.ask(request) == first
+
+
+def test_asking_again_keeps_no_transfer_alive() -> None:
+    """A guest that never takes what it asks for loses its place, however long it goes on asking."""
+    segment = Segment({b"kernel": bytes(2000)})
+    request = read_request(timeout=8)
+    segment.ask(request)
+    while segment.server.transfers and segment.now < 3600:
+        segment.now += 0.5
+        if segment.server.deadline() <= segment.now:
+            segment.server.on_deadline(segment.now)
+        if segment.server.transfers:
+            segment.ask(request)
+    assert segment.now == 8.0 * TRIES
+    assert segment.server.counters["tftp.gave_up"] == 1
 
 
 def test_a_new_request_from_a_port_ends_what_there_was() -> None:
@@ -330,15 +384,15 @@ def test_a_file_that_changes_meanwhile_is_not_pieced_together() -> None:
 
 
 def test_no_guest_has_all_transfers() -> None:
-    """Beyond its share it is refused; others are not."""
+    """Beyond its share it is refused, whatever MAC address it has just then; others are not."""
     segment = Segment({b"kernel": bytes(2000)})
     for port in range(GUEST_TRANSFERS_MAXIMUM + 3):
-        answer = segment.ask(read_request(), 3000 + port)
+        answer = segment.ask(read_request(), 3000 + port, port.to_bytes(6, "big"))
     assert answer == [error(NOT_DEFINED, b"too many transfers at once")]
     other = parse_mac("52:54:00:00:00:99")
-    assert segment.ask(read_request(), 5000, other) == [data(1, bytes(512))]
+    assert segment.ask(read_request(), 5000, other, "two") == [data(1, bytes(512))]
     for port in range(TRANSFERS_MAXIMUM):
-        segment.ask(read_request(), 7000 + port, port.to_bytes(6, "big"))
+        segment.ask(read_request(), 7000 + port, MAC, f"link {port}")
     assert len(segment.server.transfers) == TRANSFERS_MAXIMUM
     ports = {key[3] for key in segment.server.transfers}
     assert len(ports) == TRANSFERS_MAXIMUM
@@ -350,8 +404,8 @@ def test_files_are_closed_when_their_guest_leaves() -> None:
     segment = Segment({b"kernel": bytes(2000)})
     other = parse_mac("52:54:00:00:00:99")
     segment.ask(read_request(), 3000)
-    segment.ask(read_request(), 3001, other)
-    segment.server.on_gone({MAC})
+    segment.ask(read_request(), 3001, other, "two")
+    segment.server.on_gone("one")
     assert [file.closed for file in segment.opened] == [True, False]
     segment.server.close()
     assert [file.closed for file in segment.opened] == [True, True]
@@ -372,6 +426,7 @@ def test_files_are_closed_when_their_guest_leaves() -> None:
         b"\0\x05\0\0\0",
         b"\0\x07\0\0",
         b"\x01\0kernel\0octet\0",
+        b"\0\x01kernel\0octet\0" + b"a\0b\0" * 130,
     ],
 )
 def test_nonsense_has_no_answer(payload: bytes) -> None:
