@@ -2,9 +2,10 @@
 
 It answers what is its zone's and what is no proper query, and passes on the rest: a query's bytes
 go upstream as they came but for the identifier, an answer's bytes come back but for identifier
-and capitals. What several ask at once is asked once, and where there is a cache (`dns_cache`), what
+and capitals. Where there is a cache (`dns_cache`), what several ask at once is asked once, and what
 one was told is told to the others for as long as it is valid, if nothing in the query but its
-question has a say in that.
+question has a say in that. Such a question goes upstream in our own words, so that nobody spoils
+an answer for others by how he asks.
 
 Sockets are the asker's affair: it sees that an answer comes from the address that was asked, at
 the port that asked. Here identifier and question are compared.
@@ -75,8 +76,9 @@ class _Question:
     identifier: int
 
 
-_Same = tuple[Key, str, int]
-"""What is asked, over which transport, and for an answer of which size."""
+_Same = tuple[Key, str, int, bool]
+"""What is asked, over which transport, for an answer of which size, and whether with EDNS, which
+there are servers that refuse."""
 
 
 @define(eq=False)
@@ -254,7 +256,8 @@ class DnsForwarder:
                 self.counters.count("dns.cache_hit")
                 reply(dns_message.fitting(query, kept, transport))
                 return
-            same = query.key, transport, query.udp_size
+            same = query.key, transport, query.udp_size, query.has_edns
+            message = dns_message.in_our_words(query)
         if (
             self._pending >= PENDING_MAXIMUM
             or self._pending_of.get(port, 0) >= GUEST_PENDING_MAXIMUM

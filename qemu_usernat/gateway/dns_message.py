@@ -302,6 +302,20 @@ def question(identifier: int, name: bytes, record_type: int) -> bytes:
     return header + name + _QUESTION_END.pack(record_type, dns.rdataclass.IN) + opt
 
 
+def in_our_words(query: Query) -> bytes:
+    """What a shareable query asks, without what is of the guest's making: capitals and options."""
+    opt = b""
+    if query.has_edns:
+        opt = _OPT_RECORD.pack(
+            dns.rdatatype.OPT, query.udp_size, _DNSSEC_OK if query.dnssec_ok else 0, 0
+        )
+    return (
+        _HEADER.pack(query.identifier, query.flags, 1, 0, 0, int(query.has_edns))
+        + query.folded
+        + opt
+    )
+
+
 def with_identifier(message: bytes, identifier: int) -> bytes:
     """The same message under another identifier."""
     return identifier.to_bytes(2, "big") + message[2:]

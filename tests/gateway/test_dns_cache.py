@@ -330,6 +330,7 @@ def test_all_who_wait_are_told_that_nobody_answers(talk: Conversation) -> None:
     [
         (ask_for("www.example"), "tcp"),
         (ask_for("www.example", edns=4096), "udp"),
+        (ask_for("www.example", edns=512), "udp"),
         (ask_for("www.example", "AAAA"), "udp"),
     ],
 )
@@ -340,6 +341,26 @@ def test_who_takes_more_asks_for_itself(
     talk.query(ask_for("www.example"))
     talk.query(other, transport)
     assert len(talk.asker.asked) == 2
+
+
+def _strange(**how: object) -> dns.message.QueryMessage:
+    cookie = dns.edns.GenericOption("COOKIE", b"1")  # of 8 to 40 bytes (RFC 7873, 4)
+    return dns.message.make_query("wWW.example", "A", options=[cookie], payload=1232, **how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", [{}, {"want_dnssec": True}, {"flags": dns.flags.RD | dns.flags.CD}])
+def test_nobody_spoils_an_answer_for_others_by_how_he_asks(
+    talk: Conversation, how: dict[str, object]
+) -> None:
+    """A broken cookie would be a format error, for all who wait: what is asked for several has
+    nothing of the one who was first but his question."""
+    plain = dns.message.make_query("www.example", "A", use_edns=0, payload=1232, **how)  # type: ignore[arg-type]
+    talk.query(_strange(**how), guest="first")
+    talk.query(plain, guest="second")
+    asked = [message for _, _, message, _ in talk.asker.asked]
+    assert asked == [asked[0][:2] + plain.to_wire()[2:]]
+    talk.answer(change=address(300))
+    assert [reply[3] & 15 for reply in talk.replies] == [dns.rcode.NOERROR] * 2
 
 
 def test_those_who_wait_are_bounded(talk: Conversation) -> None:
