@@ -253,8 +253,15 @@ class Server:
             for sleeper in self.router.alarms  # every flow and mapping has a deadline
             if isinstance(sleeper, TcpFlow)
         )
-        mappings = len(self.router.datagrams.mappings)
-        _asked.info("report", links=len(self.links), mappings=mappings, **live, **self.counters)
+        router = self.router
+        _asked.info(
+            "report",
+            links=len(self.links),
+            mappings=len(router.datagrams.mappings),
+            pings=len(router.pings.all()),
+            **live,
+            **self.counters,
+        )
 
     def close(self) -> None:
         """Give every descriptor back; guests see their link go down."""

@@ -221,7 +221,6 @@ class Router:
         self.connections.end_others(owner)
         self.datagrams.end_others(owner)
         self.pings.end_others(owner)
-        self._delivery.forget_path_mtu(address)
 
     def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""

@@ -310,7 +310,7 @@ async def test_sigusr1_tells_what_there_is_and_what_was_counted(
     server = tcp_server(stack)
     async with serving_process(path) as process:
         assert process.stderr is not None
-        assert await report_of(process) == {"links": 0, "mappings": 0}
+        assert await report_of(process) == {"links": 0, "mappings": 0, "pings": 0}
         qemu = await Qemu.connect(path)
         connection = await qemu.connects_to(server)
         peer = accepted(stack, server)
@@ -320,7 +320,8 @@ async def test_sigusr1_tells_what_there_is_and_what_was_counted(
         assert (await qemu.hears()).icmp.type == 3
         for _ in range(2):
             assert await report_of(process) == {
-                "links": 1, "mappings": 1, "flows.ESTABLISHED": 1, "ethernet.unknown_type": 1,
+                "links": 1, "mappings": 1, "pings": 0, "flows.ESTABLISHED": 1,
+                "ethernet.unknown_type": 1,
             }  # fmt: skip
         peer.sendall(b"undisturbed")
         segment = (await qemu.hears()).tcp

@@ -532,6 +532,35 @@ def test_python_dash_m_is_the_same_program() -> None:
     assert answer.stdout == "qemu-usernat 0.1.0\n"
 
 
+def test_a_bug_is_told_and_not_what_was_at_hand() -> None:
+    """A renderer that shows every local variable would show guests' data, and might never end."""
+    script = """
+import logging
+import structlog
+from qemu_usernat import terminal
+
+class World:
+    def __repr__(self):
+        raise SystemExit("shown")
+
+def serve():
+    world = World()
+    raise ValueError("a bug of ours")
+
+terminal.configure_log(logging.INFO)
+try:
+    serve()
+except ValueError as error:
+    structlog.get_logger().error("told", exc_info=error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "ValueError: a bug of ours" in done.stderr
+    assert "in serve" in done.stderr
+    assert "shown" not in done.stderr
+
+
 def test_a_reader_that_leaves_ends_nothing() -> None:
     """`qemu-usernat serve | head -1` keeps serving, and ends without a complaint."""
     reader, writer = os.pipe()

@@ -150,7 +150,7 @@ def test_the_page_of_network_boot_is_true(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qemu_usernat", *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert '--bootfile "boot.ipxe" is not to be had from' in done.stderr
+    assert '"boot.ipxe" is not to be had from' in done.stderr
     (tmp_path / "boot.ipxe").touch()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -260,10 +260,10 @@ def test_all_together_are_bounded(network: ScriptedNetwork, guest: ScriptedGuest
         network.guest(OTHER_MAC[:5] + bytes([100 + number]), f"10.0.2.{20 + number}")
         for number in range(FLOWS_MAXIMUM // FLOWS_OF_GUEST_MAXIMUM)
     ]
+    guest.sends(asks(guest, identifier=0x7777))
     for other in others:
         for number in range(FLOWS_OF_GUEST_MAXIMUM):
             other.sends(asks(other, identifier=number, source=other.address))
-    guest.sends(asks(guest))
     closed = [echo for echo in network.host.echoes if echo.closed]
     assert [echo.flow.key[1] for echo in closed] == [0]
     assert len(network.host.echoes) == FLOWS_MAXIMUM + 1

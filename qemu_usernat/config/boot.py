@@ -65,6 +65,8 @@ def read_bootfiles(raw: Any) -> dict[str, str]:
             raise ValueError(f'"{kind}" is no kind of machine')
         if not isinstance(file, str):
             raise ValueError(f'"{kind}" is not a name')
+        if kind == "http" and not is_url(file):
+            raise ValueError(f'"http" is "{file}", no URL: that firmware has no other way')
     return {kind: _file(file) for kind, file in raw.items()}
 
 

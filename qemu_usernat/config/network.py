@@ -14,7 +14,7 @@ import attrs
 import dns.name
 
 from qemu_usernat.config.boot import ALLOWED_WITHOUT_FOLDER, Boot
-from qemu_usernat.config.records import Record, mistake
+from qemu_usernat.config.records import Record, mistake, own_names
 from qemu_usernat.config.reservations import Reservation
 from qemu_usernat.primitives.addresses import MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
@@ -174,6 +174,19 @@ class Network:
                     f"{each.address} for {format_mac(each.mac)}",
                     "a MAC address other than the gateway's",
                 )
+            if each.name and self._is_taken(each.name):
+                raise SettingError(
+                    "reservation",
+                    f'"{each.name}" for {format_mac(each.mac)}',
+                    "a name that is neither the gateway's nor one of [[record]]",
+                )
+
+    def _is_taken(self, label: str) -> bool:
+        """Whether a guest of that name would never be found by it."""
+        domain = dns.name.from_text(self.domain)
+        name = dns.name.from_text(label, domain)
+        given = {each.within(domain).name for each in self.records}
+        return name in given or name in own_names(domain) or label == "localhost"
 
     def _check_the_rest(self) -> None:
         if not 1 <= self.lease_time <= LEASE_TIME_MAXIMUM:

@@ -6,8 +6,11 @@ without any is one of the network's domain. And text (TXT) need not stand in quo
 text. dnspython reads names and data; what may stand beside what is for `network` to say.
 """
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import attrs
@@ -16,6 +19,7 @@ import dns.name
 import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
+import dns.reversename
 from dns.rdtypes.ANY.TXT import TXT
 
 from qemu_usernat.primitives.errors import UserError
@@ -29,6 +33,12 @@ TTL_MAXIMUM = (1 << 31) - 1  # seconds (RFC 2181, 8)
 
 RECORDS_MAXIMUM = 64
 """Of one name and type: what any guest can take in one answer."""
+
+OCTETS_MAXIMUM = 16384
+"""Bytes of the data of one name and type: it has to fit into an answer (RFC 1035, 4.2.2), together
+with what leads to it."""
+
+_LABEL = re.compile(r"\*|[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 _TEXT_MAXIMUM = 255  # bytes of one string of a text (RFC 1035, 3.3.14)
 
@@ -77,8 +87,11 @@ def _read(number: int, table: dict[str, Any]) -> Record:
         if key not in table:
             raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
     kind = _type(number, table["type"])
+    allowed = "a name of letters, digits, - and _, like web, www.example.com or *.test"
+    if kind == "PTR":
+        allowed += "; of a PTR an address, like 192.168.1.5"
     return Record(
-        _value(number, "name", _name, table["name"], "a name, like web, www.example.com or *.test"),
+        _value(number, "name", partial(_name, kind), table["name"], allowed),
         dns.rdatatype.from_text(kind),
         _data(number, kind, table["data"]),
         _ttl(number, table.get("ttl", TTL)),
@@ -107,7 +120,11 @@ def _data(number: int, kind: str, raw: Any) -> tuple[dns.rdata.Rdata, ...]:
     if len(texts) > RECORDS_MAXIMUM:
         raise _error(number, "data", f"{len(texts)} items", f"at most {RECORDS_MAXIMUM}")
     reader = partial(_rdata, kind)
-    return tuple(dict.fromkeys(_value(number, "data", reader, text, allowed) for text in texts))
+    data = tuple(dict.fromkeys(_value(number, "data", reader, text, allowed) for text in texts))
+    octets = sum(len(each.to_wire(origin=dns.name.root) or b"") for each in data)
+    if octets > OCTETS_MAXIMUM:
+        raise _error(number, "data", f"{octets} bytes", f"at most {OCTETS_MAXIMUM} bytes in all")
+    return data
 
 
 def _value(number: int, key: str, reader: Callable[[str], Any], raw: Any, allowed: str) -> Any:
@@ -124,13 +141,22 @@ def _error(number: int, key: str, raw: Any, allowed: str) -> UserError:
     return UserError(f'number {number}: "{key}" is {shown}; allowed: {allowed}')
 
 
-def _name(text: str) -> dns.name.Name:
+def _name(kind: str, text: str) -> dns.name.Name:
+    with suppress(ValueError):
+        if kind == "PTR":
+            return dns.reversename.from_address(str(ip_address(text)))
+    if text != "@":
+        labels = text.removesuffix(".").split(".")
+        if not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdecimal():
+            raise ValueError("no name of a host or a service")
     return _whole(dns.name.from_text(text, None))
 
 
 def _whole(name: dns.name.Name) -> dns.name.Name:
-    """A name with a dot in it lacks nothing."""
-    return name if name.is_absolute() or len(name) < 2 else name.concatenate(dns.name.root)
+    """A name with a dot in it lacks nothing, but for a service's, which always has (RFC 2782)."""
+    if name.is_absolute() or len(name) < 2 or name[-1].startswith(b"_"):
+        return name
+    return name.concatenate(dns.name.root)
 
 
 def _rdata(kind: str, text: str) -> dns.rdata.Rdata:

@@ -92,13 +92,14 @@ class Folder:
                 pass
         except OSError as error:
             raise UserError(
-                f"--tftp {self.path}: {error.strerror}; allowed: a folder that can be read"
+                f"tftp (--tftp) is {self.path}: {error.strerror}; allowed: a folder that can be "
+                "read"
             ) from error
         for name in names:
             try:
                 self.open(os.fsencode(name)).close()
             except RefusalError as refusal:
                 raise UserError(
-                    f'--bootfile "{name}" is not to be had from {self.path}: {refusal}; '
+                    f'bootfile (--bootfile) "{name}" is not to be had from {self.path}: {refusal}; '
                     "allowed: a file in the folder of --tftp, or a URL like http://HOST/FILE"
                 ) from refusal

@@ -168,7 +168,7 @@ MEANINGS = {
     "dns.inward_answer": "An address in an answer that the guest may not be told of: left out.",
     "dns.unreadable_answer": "An answer of a resolver that cannot be read: SERVFAIL.",
     "dns.without_records": "A question for SVCB, HTTPS or ANY where names are judged: no records.",
-    "policy.denied": "A flow that the policy does not allow: its guest is told.",
+    "policy.denied": "A flow that the policy, or the floor, does not allow: its guest is told.",
     "policy.dropped": "A flow that the policy does not allow, and swallows.",
     "policy.request_refused": "A later request or hello that may not pass: its flow is reset.",
     "policy.revoked": "A flow that a new policy does not allow any more: ended.",

@@ -60,6 +60,7 @@ def test_a_url_needs_no_folder_and_a_folder_no_bootfile(tmp_path: Path) -> None:
         ("bootfile = 'a b'", '("a b" is empty or has spaces)'),
         ("bootfile = 'gopher://a/b'", '("gopher://a/b" is not a URL of http, https, tftp, ftp'),
         ("bootfile = 'http://'", "is not a URL of"),
+        ("tftp = '/'\n[bootfile]\nhttp = 'vmlinuz'", '"http" is "vmlinuz", no URL'),
         (f"bootfile = '{'x' * 128}'", "(a name is longer than 127 bytes)"),
         (f"bootfile = 'http://{'x' * 249}'", "(a URL is longer than 255 bytes)"),
         ("[bootfile]", 'key "bootfile" is a table; allowed: the name of a file'),

@@ -73,6 +73,14 @@ ADDRESS = 'address = "10.0.2.11"'
         (f"[[reservation]]\n{MAC}\naddress = '10.0.2.3'", "is 10.0.2.3 for 52:54:00:00:00:0b; "),
         (f"[[reservation]]\n{MAC}\naddress = '10.0.2.0'", "is 10.0.2.0 for 52:54:00:00:00:0b; "),
         (f"[[reservation]]\n{MAC}\naddress = '10.0.2.255'", "is 10.0.2.255 for 52:54:00:00:00"),
+        *(
+            (
+                f"[[reservation]]\n{MAC}\n{ADDRESS}\nname = '{name}'\n"
+                "[[record]]\nname = 'db'\ntype = 'A'\ndata = '10.0.2.9'",
+                f'is "{name}" for 52:54:00:00:00:0b; allowed: a name that is neither',
+            )
+            for name in ("gateway", "dns", "localhost", "db")
+        ),
         (
             f"[[reservation]]\nmac = '52:55:0a:00:02:02'\n{ADDRESS}",
             "allowed: a MAC address other than the gateway's",
