@@ -193,7 +193,7 @@ class Services:
             self.counters.count("dhcp.spoofed_client")
             return
         is_taken = partial(guard.is_of_another, mac) if guard.on else None
-        reply = self.dhcp.answer(message, now, is_taken)
+        reply = self.dhcp.answer(message, now, is_taken, self.switch.port_of(mac))
         if reply is None:
             return
         if guard.on and is_lease(reply.message):

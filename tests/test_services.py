@@ -16,9 +16,12 @@ from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import format_address
+from qemu_usernat.wire.dhcp import build_dhcp
 from qemu_usernat.wire.headers import peek
+from tests.gateway.test_dhcp import discover
 from tests.gateway.test_tftp import File, ack, read_request
 from tests.scripted_guest import (
+    BROADCAST_MAC,
     GATEWAY,
     GUEST,
     NAMESERVER,
@@ -131,6 +134,34 @@ def test_guests_at_links_of_one_name_have_shares_of_their_own() -> None:
     other.sends(other.datagram(1234, NAMESERVER, 53, QUESTIONS[1]))
     assert network.counters["dns.too_many_queries"] == 10
     assert len(network.resolvers.asked) == GUEST_PENDING_MAXIMUM + 1
+
+
+# Addresses
+
+
+def _is_offered_an_address(guest: ScriptedGuest) -> bool:
+    """Whether it hears of one when it asks."""
+    question = build_dhcp(discover(guest.mac))
+    guest.sends(
+        guest.datagram(
+            68, "255.255.255.255", 67, question, source="0.0.0.0", destination_mac=BROADCAST_MAC
+        )
+    )
+    return bool(guest.hears())
+
+
+def test_a_guest_that_speaks_from_every_address_leaves_one_for_its_neighbour() -> None:
+    """Under a policy, where an address is of whoever used it first; now, and when it has left."""
+    network = ScriptedNetwork()
+    network.router.on_policy(True, network.now)
+    hostile, other = network.guest(), network.guest(OTHER_MAC, OTHER)
+    for number in range(4, 255):
+        hostile.sends(hostile.ping(GATEWAY, source=f"10.0.2.{number}"))
+    assert _is_offered_an_address(other)
+    network.router.switch.detach(hostile.port)
+    network.router.on_link_down(hostile.port, network.now)
+    network.advance(86400)
+    assert _is_offered_an_address(other)
 
 
 # Files

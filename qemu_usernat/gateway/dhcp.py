@@ -13,7 +13,7 @@ ROM and the system it loads keep one address. A machine with a reservation is kn
 address alone, whatever it says.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 
 from attrs import define, evolve, field, frozen
 
@@ -95,6 +95,8 @@ class DhcpServer:
     settings: DhcpSettings
     counters: Counters
     _leases: LeasePool = field(init=False)
+    _link: Hashable = field(default=None, init=False)
+    """Of the client that speaks."""
     _believes_client: bool = field(default=True, init=False)
     _parameters: dict[int, bytes] = field(init=False)
     _names: Mapping[MacAddress, str] = field(init=False)
@@ -155,12 +157,15 @@ class DhcpServer:
         message: DhcpMessage,
         now: float,
         is_taken: Callable[[Address], bool] | None = None,
+        link: Hashable = None,
     ) -> DhcpReply | None:
-        """What the client is told, or None: silence, counted where it is not by the protocol.
+        """What the client at `link` is told, or None: silence, counted where it is not by the
+        protocol.
 
         Where it is known which addresses others have taken, nobody is believed to be another than
         its MAC address says.
         """
+        self._link = link
         self._believes_client = is_taken is None
         self._leases.is_taken = is_taken or by_nobody
         out_of_place = self._out_of_place(message)
@@ -243,7 +248,7 @@ class DhcpServer:
         """DHCPDECLINE (RFC 2131, 4.3.3): somebody else uses the address."""
         address = message.options.get(REQUESTED_ADDRESS, b"")
         declined = self._is_for_us(message) and self._leases.decline(
-            self._client_key(message), address, now
+            self._client_key(message), address, now, self._link
         )
         self.counters.count("dhcp.declined" if declined else "dhcp.decline_of_unknown")
 

@@ -3,13 +3,16 @@
 It knows clients by an opaque key, addresses and time; it knows no message. A record outlives its
 lease, so that a client that comes back finds its old address for as long as nobody else needed
 it. There is at most one record an address and none is ever added beyond `RECORDS_MAXIMUM`, so a
-flood of invented clients costs bounded memory.
+flood of invented clients costs bounded memory. Nor does a guest get all addresses out of the way by
+finding them in use: it may do so with a few, and what rests is given before nothing is.
 
 A reserved address is its client's alone, and the only one that this client gets: whatever has
 become of it, nobody else is given it, and a client that found it in use is given it again.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
+from heapq import heapify, heappop, heappush
+from itertools import count
 
 from attrs import define, field, frozen
 
@@ -22,6 +25,10 @@ OFFER_TIME = 30 * SECOND
 DECLINE_TIME = 10 * MINUTE
 """How long a declined address rests: somebody seems to use it (RFC 2131, 4.3.3, names no time)."""
 
+RESTING_PER_LINK = 8
+"""Declined addresses that rest as one machine said so: of more, the one that has rested longest is
+free again."""
+
 RECORDS_MAXIMUM = 4096
 """Records kept, whatever the size of the pool: far more guests than one process serves."""
 
@@ -32,7 +39,7 @@ class Lease:
 
     `client` is None for an address that was declined. `mac` is where the client was when it was
     offered the address. `offered` until the client has asked for it. `name` is what the machine
-    is called; `since` when the client's lease began.
+    is called; `since` when the client's lease began; `link` of whom it was declined.
     """
 
     address: Address
@@ -42,6 +49,7 @@ class Lease:
     expires: float
     name: str = ""
     since: float = 0.0
+    link: Hashable = None
 
 
 @frozen
@@ -76,6 +84,15 @@ class LeasePool:
     _by_address: dict[Address, Lease] = field(factory=dict, init=False)
     _by_client: dict[bytes, Lease] = field(factory=dict, init=False)
     _fresh: int = field(init=False)
+    """What is below has a record, is never given, or was in use when its turn came."""
+    _passed: dict[Address, None] = field(factory=dict, init=False)
+    """The latter: it is in use for as long as somebody uses it, and no longer."""
+    _ends: list[tuple[float, int, Lease]] = field(factory=list, init=False)
+    """A heap: when records end that others may have then. What has become of one since is seen
+    when it comes up; by the number, of those that end together the first is first."""
+    _numbers: "count[int]" = field(factory=count, init=False)
+    _resting: dict[Address, Lease] = field(factory=dict, init=False)
+    """Declined ones, the one that has rested longest in front, and what has ended since."""
 
     def __attrs_post_init__(self) -> None:
         self.never |= frozenset(self.reserved.values())
@@ -152,6 +169,7 @@ class LeasePool:
                     held.address, held.client, held.mac, False, held.expires, held.name, since
                 )
                 self._by_address[held.address] = self._by_client[held.client] = lease
+                self._await_end(lease)
 
     def on_gone(self, macs: Container[MacAddress], now: float) -> None:
         """The machines at `macs` have left the segment: their addresses are free, but remembered.
@@ -160,8 +178,8 @@ class LeasePool:
         a pool within one lease time.
         """
         for lease in self._by_address.values():
-            if lease.mac in macs:
-                lease.expires = min(lease.expires, now)
+            if lease.mac in macs and lease.expires > now:
+                self._end(lease, now)
                 self.version += 1
 
     def release(self, client: bytes, address: Address, now: float) -> bool:
@@ -169,7 +187,7 @@ class LeasePool:
         held = self._by_client.get(client)
         if held is None or held.address != address:
             return False
-        held.expires = min(held.expires, now)
+        self._end(held, now)
         self.version += 1
         return True
 
@@ -177,16 +195,30 @@ class LeasePool:
         """Take back what was offered to `client`, which went to another server."""
         held = self._by_client.get(client)
         if held is not None and held.offered:
-            held.expires = min(held.expires, now)
+            self._end(held, now)
 
-    def decline(self, client: bytes, address: Address, now: float) -> bool:
-        """Rest `address`, which `client` holds and found in use; False if it does not hold it."""
+    def decline(self, client: bytes, address: Address, now: float, link: Hashable = None) -> bool:
+        """Rest `address`, which `client` at `link` holds and found in use; False if it does not
+        hold it."""
         held = self._by_client.get(client)
         if held is None or held.address != address:
             return False
         self._record(address, None, held.mac, offered=False, expires=now + DECLINE_TIME)
+        self._rest(self._by_address[address], link, now)
         self.version += 1
         return True
+
+    def _rest(self, lease: Lease, link: Hashable, now: float) -> None:
+        lease.link = link
+        self._resting = {
+            address: each
+            for address, each in self._resting.items()
+            if each.expires > now and self._by_address[address] is each
+        }
+        of_link = [each for each in self._resting.values() if each.link == link]
+        if len(of_link) >= RESTING_PER_LINK:
+            self._end(of_link[0], now)
+        self._resting[lease.address] = lease
 
     def _record(
         self,
@@ -206,16 +238,31 @@ class LeasePool:
         self._by_address[address] = lease
         if client is not None:
             self._by_client[client] = lease
+        self._await_end(lease)
+
+    def _end(self, lease: Lease, now: float) -> None:
+        """Before its time, if it has not ended yet."""
+        if lease.expires > now:
+            lease.expires = now
+            self._await_end(lease)
+
+    def _await_end(self, lease: Lease) -> None:
+        if lease.address in self.never:
+            return
+        heappush(self._ends, (lease.expires, next(self._numbers), lease))
+        if len(self._ends) > 2 * RECORDS_MAXIMUM + 2 * len(self._by_address):
+            self._ends = list(filter(self._is_end, self._ends))
+            heapify(self._ends)
+
+    def _is_end(self, entry: tuple[float, int, Lease]) -> bool:
+        """Whether it still ends then."""
+        expires, _, lease = entry
+        return self._by_address.get(lease.address) is lease and lease.expires == expires
 
     def _choose(self, wanted: Address | None, now: float) -> Address | None:
         if wanted is not None and self._is_free(wanted, now):
             return wanted
-        fresh = self._next_fresh()
-        if fresh is not None:
-            return fresh
-        known = [lease for lease in self._by_address.values() if lease.address not in self.never]
-        oldest = min(known, key=lambda lease: lease.expires, default=None)
-        return oldest.address if oldest is not None and oldest.expires <= now else None
+        return self._next_fresh() or self._longest_ended(now) or self._longest_resting()
 
     def holds(self, address: Address, now: float) -> bool:
         """Whether some client has it."""
@@ -247,13 +294,43 @@ class LeasePool:
         """The lowest address that has no record yet."""
         if len(self._by_address) >= RECORDS_MAXIMUM:
             return None
+        for address in tuple(self._passed):
+            if address in self._by_address:
+                del self._passed[address]
+            elif not self.is_taken(address):
+                return address
         last = int.from_bytes(self.last, "big")
         while self._fresh <= last:
             address = self._fresh.to_bytes(len(self.first), "big")
-            is_known = address in self._by_address or address in self.never
-            if not is_known and not self.is_taken(address):
-                return address
+            if address not in self._by_address and address not in self.never:
+                if not self.is_taken(address):
+                    return address
+                self._passed[address] = None
             self._fresh += 1
+        return None
+
+    def _longest_ended(self, now: float) -> Address | None:
+        """The address that has been free for the longest time, of those with a record."""
+        taken: list[tuple[float, int, Lease]] = []
+        address = None
+        while self._ends and self._ends[0][0] <= now:
+            entry = self._ends[0]
+            if self._is_end(entry):
+                if not self.is_taken(entry[2].address):
+                    address = entry[2].address
+                    break
+                taken.append(entry)
+            heappop(self._ends)
+        for entry in taken:
+            heappush(self._ends, entry)
+        return address
+
+    def _longest_resting(self) -> Address | None:
+        """Of the declined addresses: better one that somebody may use than none."""
+        for address, lease in self._resting.items():
+            is_current = self._by_address[address] is lease and address not in self.never
+            if is_current and not self.is_taken(address):
+                return address
         return None
 
 

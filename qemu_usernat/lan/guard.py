@@ -3,7 +3,8 @@
 Off by default: a guest may hold bridges and machines of its own. Where a policy holds, what is
 judged has to be the guest's own, so the first MAC address that a link shows is its only one, no
 other link may show it, and an address belongs to the one that has leased it, or that used it first.
-An address whose owner has left is free; whoever takes it inherits nothing.
+An address whose owner has left is free; whoever takes it inherits nothing. One machine takes a few
+by using them, so that it does not leave its neighbours without.
 
 Between guests it lets ARP and IPv4 through, where the sender is who it says and does not do what
 is the gateway's: a guest that answers for the gateway, or leases addresses, would have its
@@ -23,6 +24,10 @@ from qemu_usernat.wire.packets import UDP, Arp, IpPacket
 
 ADDRESSES_MAXIMUM = 65536
 """Addresses with an owner; beyond it no further one is taken, but by lease."""
+
+USED_MAXIMUM = 16
+"""Addresses that one machine has as it used them first: beyond its lease, and what is reserved for
+it."""
 
 DHCP_SERVER_PORT = 67  # RFC 2131, 4.1
 
@@ -47,6 +52,10 @@ class SourceGuard:
     """Addresses that are one machine's, whether it is here or not."""
     on: bool = False
     _owners: dict[Address, MacAddress] = field(factory=dict)
+    _used: dict[MacAddress, set[Address]] = field(factory=dict)
+    """Of these, what its owner has neither leased nor reserved."""
+    _leased: dict[MacAddress, Address] = field(factory=dict)
+    """What a machine has leased last: it has one lease, but can have had any number."""
 
     def may_show(self, mac: MacAddress, port: Port, known: Port | None) -> bool:
         """Whether a frame from `mac` may come from `port`; `known` is where it was seen before."""
@@ -59,7 +68,9 @@ class SourceGuard:
         if self._owners.get(address) != mac:
             if self.is_of_another(mac, address) or len(self._owners) >= ADDRESSES_MAXIMUM:
                 return False
-            self.bind(address, mac)
+            if not self._may_keep(address, mac):
+                return False
+            self._own(address, mac)
         return True
 
     def is_of_another(self, mac: MacAddress, address: Address) -> bool:
@@ -71,7 +82,28 @@ class SourceGuard:
         return mac == self._owners.get(address)
 
     def bind(self, address: Address, mac: MacAddress) -> None:
-        """`mac` has leased `address`."""
+        """`mac` has leased `address`; what it had leased before it may go on to use, as others."""
+        former = self._owners.get(address)
+        if former in self._used:
+            self._used[former].discard(address)
+        before = self._leased.get(mac, address)
+        self._leased[mac] = address
+        had_another = before != address and self._owners.get(before) == mac
+        if had_another and not self._may_keep(before, mac):
+            del self._owners[before]
+        self._own(address, mac)
+
+    def _may_keep(self, address: Address, mac: MacAddress) -> bool:
+        """Whether `mac` may have `address` without a lease; it is counted from now on."""
+        if address in self.reserved:
+            return True
+        used = self._used.setdefault(mac, set())
+        if len(used) >= USED_MAXIMUM:
+            return False
+        used.add(address)
+        return True
+
+    def _own(self, address: Address, mac: MacAddress) -> None:
         if self._owners.get(address) != mac:
             self._owners[address] = mac
             self.on_owner(address, mac)
@@ -80,6 +112,8 @@ class SourceGuard:
         """The machines at `macs` have left: their addresses are free, also for themselves."""
         gone = set(macs)
         self._owners = {address: mac for address, mac in self._owners.items() if mac not in gone}
+        self._leased = {mac: each for mac, each in self._leased.items() if mac not in gone}
+        self._used = {mac: used for mac, used in self._used.items() if mac not in gone}
 
     def may_reach_guests(self, frame: memoryview) -> bool:
         """Whether a frame for another guest, or for all of them, may go there."""

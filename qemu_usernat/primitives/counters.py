@@ -30,7 +30,7 @@ MEANINGS = {
     "ethernet.gateway_source": "A frame that claims to come from the gateway's own MAC address.",
     "ethernet.unknown_destination": "A frame for a MAC address that nobody here has.",
     "arp.too_short": "An ARP packet below 28 bytes.",
-    "arp.spoofed_sender": "ARP from an address that another guest has: dropped.",
+    "arp.spoofed_sender": "ARP from an address of another guest, or from one too many: dropped.",
     "arp.not_ipv4_over_ethernet": "An ARP packet for other addresses than IPv4 over Ethernet.",
     # IPv4 and its fragments
     "ipv4.too_short": "An IPv4 packet below 20 bytes.",
@@ -43,7 +43,7 @@ MEANINGS = {
     "ipv4.unicast_to_everybody": "A packet for one address in a frame for all (RFC 1122, 3.3.6).",
     "ipv4.broadcast_or_multicast": "TCP or ICMP to a group, which has no answer.",
     "ipv4.martian_source": "A packet from an address that no guest can have (RFC 1812, 5.3.7).",
-    "ipv4.spoofed_source": "A packet from an address that another guest has: dropped.",
+    "ipv4.spoofed_source": "A packet from an address of another guest, or one too many: dropped.",
     "ipv4.martian_destination": "A packet to a loopback, unspecified or reserved address: refused.",
     "ipv4.no_such_guest": "A packet sent to us for another address of the guests' network.",
     "ipv4.ttl_exceeded": "A packet whose time to live ended here: answered by ICMP time exceeded.",

@@ -17,6 +17,7 @@ from qemu_usernat.config import Boot, Reservation
 from qemu_usernat.gateway import dhcp, dhcp_options
 from qemu_usernat.gateway.dhcp import DhcpReply, DhcpServer
 from qemu_usernat.gateway.dhcp_options import DhcpSettings
+from qemu_usernat.gateway.leases import RESTING_PER_LINK
 from qemu_usernat.lease_file import read_leases, write_leases
 from qemu_usernat.primitives.addresses import ANY_IPV4
 from qemu_usernat.primitives.counters import Counters
@@ -65,7 +66,7 @@ class Segment(RuleBasedStateMachine):
         self.extra: dict[int, bytes] = {}
         self.held: dict[bytes, tuple[bytes, float]] = {}
         self.offered: dict[bytes, bytes] = {}
-        self.declined: dict[bytes, float] = {}
+        self.declined: dict[bytes, tuple[float, bytes]] = {}
         self.settings = DhcpSettings(
             server_address=self.gateway,
             prefix_length=prefix,
@@ -120,6 +121,7 @@ class Segment(RuleBasedStateMachine):
                 options=self.extra | {dhcp_options.MESSAGE_TYPE: bytes([kind])} | options,
             ),
             self.now,
+            link=guest,
         )
         if reply is not None:
             payload = reply.payload()
@@ -148,14 +150,31 @@ class Segment(RuleBasedStateMachine):
         assert address == self.reserved.get(guest, address)
         assert address in self.pool or address == self.reserved.get(guest)
         assert self.holder(address) in (None, guest)
-        assert self.declined.get(address, 0.0) <= self.now or guest in self.reserved
         return address
+
+    def rests(self, address: bytes) -> bool:
+        """Whether somebody has found it in use lately."""
+        return address in self.declined and self.declined[address][0] > self.now
+
+    def check_offered(self, reply: DhcpReply, guest: bytes) -> bytes:
+        """What rests is offered where nothing else is to be had only."""
+        address = self.check_given(reply, guest)
+        if self.rests(address) and guest not in self.reserved:
+            assert all(self.rests(each) or self.is_had(each, guest) for each in self.pool)
+        self.declined.pop(address, None)
+        return address
+
+    def is_had(self, address: bytes, guest: bytes) -> bool:
+        """Whether it is, or may be, another guest's."""
+        spoken_for = {each for other, each in self.offered.items() if other != guest}
+        return self.holder(address) not in (None, guest) or address in spoken_for
 
     def check_answer(self, reply: DhcpReply | None, guest: bytes, address: bytes) -> None:
         assert reply is not None
         kind = reply.message.options[dhcp_options.MESSAGE_TYPE][0]
         if kind == dhcp.ACK:
             assert self.check_given(reply, guest) == address
+            assert not self.rests(address) or guest in self.reserved
             self.held[guest] = (address, self.now + LEASE_TIME)
         else:
             assert kind == dhcp.NAK
@@ -167,27 +186,16 @@ class Segment(RuleBasedStateMachine):
         options = {} if wish is None else {dhcp_options.REQUESTED_ADDRESS: at(wish)}
         reply = self.ask(dhcp.DISCOVER, guest, options)
         if reply is None:
-            assert self.holder_of_none_free(guest)
+            # Silence is right only if each address is leased, or offered to another.
+            assert guest in self.reserved or all(self.is_had(each, guest) for each in self.pool)
             return
         kind = reply.message.options[dhcp_options.MESSAGE_TYPE][0]
         if kind == dhcp.ACK:  # it has said that it takes what it gets (RFC 4039)
             assert dhcp_options.RAPID_COMMIT in self.extra
-            self.held[guest] = (self.check_given(reply, guest), self.now + LEASE_TIME)
+            self.held[guest] = (self.check_offered(reply, guest), self.now + LEASE_TIME)
             return
         assert kind == dhcp.OFFER
-        self.offered[guest] = self.check_given(reply, guest)
-
-    def holder_of_none_free(self, guest: bytes) -> bool:
-        """Silence is right only if each address is leased, resting, or offered to another."""
-        if guest in self.reserved:
-            return False
-        spoken_for = {address for other, address in self.offered.items() if other != guest}
-        return all(
-            self.holder(address) not in (None, guest)
-            or self.declined.get(address, 0.0) > self.now
-            or address in spoken_for
-            for address in self.pool
-        )
+        self.offered[guest] = self.check_offered(reply, guest)
 
     @rule(guest=guests)
     def take_the_offer(self, guest: bytes) -> None:
@@ -248,7 +256,11 @@ class Segment(RuleBasedStateMachine):
             assert self.ask(dhcp.DECLINE, guest, options) is None
             if self.has(guest, address):
                 del self.held[guest]
-                self.declined[address] = self.now + 1.0
+                own = [each for each, (_, who) in self.declined.items() if who == guest]
+                if len(own) >= RESTING_PER_LINK:
+                    del self.declined[own[0]]
+                self.declined.pop(address, None)
+                self.declined[address] = (self.now + 1.0, guest)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 29.0, 31.0, 599.0, 601.0, 1e4, 1e7]))
     def wait(self, seconds: float) -> None:
