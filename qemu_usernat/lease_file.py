@@ -61,10 +61,11 @@ class LeaseFile:
     def open(self, now: float) -> None:
         """Restore what is there, and see whether it can be written. UserError."""
         try:
-            text = self._read()
+            octets = self._read()
+            text = octets.decode("utf-8", "replace")
             leases, flaws = read_leases(text, self.clock(), now)
             if flaws:
-                self._keep_aside(text, flaws)
+                self._keep_aside(octets, flaws)
             self.dhcp.restore(leases)
             self._write(self._text(now))
         except OSError as error:
@@ -79,20 +80,21 @@ class LeaseFile:
         while True:
             await trio.sleep(INTERVAL)
             if self.dhcp.version != self._version:
-                version, text = self.dhcp.version, self._text(trio.current_time())
-                await trio.to_thread.run_sync(self._save, version, text)
+                version, leases = self.dhcp.version, self.dhcp.remembered()
+                moment, now = self.clock(), trio.current_time()
+                await trio.to_thread.run_sync(self._save, version, leases, moment, now)
 
     def close(self, now: float) -> None:
         """Write what has changed since, while the guests are still there."""
         if self._version not in (None, self.dhcp.version):
-            self._save(self.dhcp.version, self._text(now))
+            self._save(self.dhcp.version, self.dhcp.remembered(), self.clock(), now)
 
     def _text(self, now: float) -> str:
         return write_leases(self.dhcp.remembered(), self.clock(), now)
 
-    def _save(self, version: int, text: str) -> None:
+    def _save(self, version: int, leases: list[HeldLease], moment: float, now: float) -> None:
         try:
-            self._write(text)
+            self._write(write_leases(leases, moment, now))
         except OSError as error:
             if not self._failed:  # said once; it is tried again with the next change
                 reason = error.strerror
@@ -102,25 +104,25 @@ class LeaseFile:
             self._failed = False
         self._version = version
 
-    def _read(self) -> str:
-        """What is there; "" where there is nothing yet."""
+    def _read(self) -> bytes:
+        """What is there, nothing where there is no file yet."""
         try:
             kind = self.path.stat().st_mode
         except FileNotFoundError:
-            return ""
+            return b""
         if not stat.S_ISREG(kind):
             raise UserError(f"--lease-file {self.path}: is no regular file; allowed: a file")
-        text = self.path.read_bytes().decode("utf-8", "replace")
-        if text.strip() and not text.startswith(_OURS):
+        octets = self.path.read_bytes()
+        if octets.strip() and not octets.startswith(_OURS.encode()):
             raise UserError(
                 f"{self.path}:1: is no lease file; allowed: one whose first line begins with "
                 f'"{_OURS}", an empty file, or a path where there is none'
             )
-        return text
+        return octets
 
-    def _keep_aside(self, text: str, flaws: list[str]) -> None:
+    def _keep_aside(self, octets: bytes, flaws: list[str]) -> None:
         aside = self.path.with_name(f"{self.path.name}.damaged")
-        aside.write_text(text)
+        aside.write_bytes(octets)
         for flaw in flaws[:TOLD_MAXIMUM]:
             _log.error(f"{self.path}:{flaw}")
         _log.error(
@@ -134,8 +136,8 @@ class LeaseFile:
         new = place.with_name(f".{place.name}.new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(text.encode())
                 file.flush()
                 os.fsync(descriptor)
             new.replace(place)

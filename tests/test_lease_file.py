@@ -1,6 +1,8 @@
 """Leases that outlive the server, and a file that a person has edited, spoilt or mistaken."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,10 +124,39 @@ def test_a_spoilt_line_costs_one_lease(tmp_path: Path, line: str, why: str) -> N
 def test_a_file_of_nothing_but_damage_is_told_of_in_a_few_lines(tmp_path: Path) -> None:
     """Bytes of a disk that was full: the server starts, and the log stays readable."""
     path = tmp_path / "leases"
-    path.write_bytes(HEAD.encode() + b"\n" + b"\xff\xfe\n" * 1000)
+    damage = HEAD.encode() + b"\n" + b"\xff\xfe\r\n" * 1000
+    path.write_bytes(damage)
     with structlog.testing.capture_logs() as logs:
         assert restarted(path).leases(0.0) == []
     assert len(logs) == 11
+    assert (tmp_path / "leases.damaged").read_bytes() == damage
+
+
+_START = """
+import sys
+from pathlib import Path
+from qemu_usernat.lease_file import LeaseFile
+from tests.gateway.test_dhcp import make_server
+
+LeaseFile(Path(sys.argv[1]), make_server()).open(0.0)
+"""
+
+
+def test_the_language_of_the_system_is_not_that_of_the_file(tmp_path: Path) -> None:
+    """A server starts where nothing but ASCII is known, whatever a person has written there."""
+    path = tmp_path / "leases"
+    damage = f"{HEAD}\nBüro\n".encode()
+    path.write_bytes(damage)
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", _START, str(path)],
+        env=os.environ | ascii_only,
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "leases.damaged").read_bytes() == damage
+    assert path.read_bytes() == HEAD.encode() + b"\n"
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
