@@ -29,6 +29,7 @@ from qemu_usernat.admission import Admission, Decision, Guest
 from qemu_usernat.gateway import dns_message
 from qemu_usernat.gateway.dns import ZONE_TRANSFERS, DnsForwarder, ReplyCallback
 from qemu_usernat.gateway.dns_message import Query
+from qemu_usernat.gateway.dns_weight import is_light
 from qemu_usernat.policy.judge import FlowRequest, Judge, Verdict, Why
 from qemu_usernat.policy.rules import ALLOW, DENY
 from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress, parse_address
@@ -38,10 +39,6 @@ from qemu_usernat.primitives.errors import Malformed
 BLOCKED = 15  # extended DNS error (RFC 8914, 4.16)
 
 NEGATIVE_TTL = 5  # seconds: a policy may change
-
-RECORDS_MAXIMUM = 512
-"""Records in one answer. Those of long names take half a millisecond each to read, and whoever runs
-a zone that a rule allows could send thousands."""
 
 ANSWERS_REMEMBERED = 256
 """Answers whose reading is remembered: dnspython takes some 200 µs for one."""
@@ -153,7 +150,7 @@ class DnsGate:
         if rcode not in (dns_message.NOERROR, dns_message.NXDOMAIN):
             reply(dns_message.reply(query, rcode))
             return
-        if dns_message.record_count(message) > RECORDS_MAXIMUM:
+        if not is_light(message):
             self.counters.count("dns.unreadable_answer")
             reply(dns_message.reply(query, dns_message.SERVFAIL))
             return

@@ -32,6 +32,7 @@ from attrs import define, field, frozen
 from qemu_usernat.config.records import INTERNAL, LOCALHOST, Record, own_names
 from qemu_usernat.gateway import dns_message
 from qemu_usernat.gateway.dns_message import NOERROR, NXDOMAIN, SERVFAIL, Query, record, reply
+from qemu_usernat.gateway.dns_weight import is_light
 from qemu_usernat.primitives.addresses import LOOPBACK_IPV4, Address, format_address
 from qemu_usernat.primitives.time import MS, NEVER
 
@@ -113,6 +114,8 @@ class Own:
             return reply(query, rcode)
         if message[2] << 8 & dns_message.TC:
             return dns_message.truncated(query, reply(query, rcode), dns_message.UDP_SIZE_MINIMUM)
+        if not is_light(message):
+            return reply(query, SERVFAIL)
         try:
             found = dns.message.from_wire(message, ignore_trailing=True)
             records = dns_message.chain(query, self.rrsets) + list(_records(found.answer))

@@ -166,7 +166,7 @@ MEANINGS = {
     "dns.joined": "A query that waits for the answer to another's, which asks the same.",
     "dns.denied": "A question for a name that the policy does not admit: NXDOMAIN.",
     "dns.inward_answer": "An address in an answer that the guest may not be told of: left out.",
-    "dns.unreadable_answer": "An answer of a resolver that cannot be read: SERVFAIL.",
+    "dns.unreadable_answer": "An answer of a resolver that cannot be read, or not in good time: SERVFAIL.",
     "dns.without_records": "A question for SVCB, HTTPS or ANY where names are judged: no records.",
     "policy.denied": "A flow that the policy, or the floor, does not allow: its guest is told.",
     "policy.dropped": "A flow that the policy does not allow, and swallows.",
