@@ -57,6 +57,10 @@ TCP_SIZE_MAXIMUM: Final = 65535
 RECORDS_MAXIMUM: Final = 8
 """Records that a query may carry; it has use for two, an OPT and a signature (RFC 8945)."""
 
+QUERY_MAXIMUM: Final = 4096
+"""Bytes of a query: a question, a signature and padding to a block (RFC 8467) take a few hundred.
+Those that wait are kept, and there may be thousands."""
+
 UDP_SIZE_OURS: Final = 1232
 """Bytes of a UDP query that we invite: what fits any IPv6 path unfragmented."""
 
@@ -113,8 +117,11 @@ def read_query(message: bytes) -> Query:
     """Read a message of at least `HEADER_LENGTH` bytes that is a query.
 
     Malformed("dns.malformed") unless it has exactly one question, at most `RECORDS_MAXIMUM`
-    records that end where the message ends, and at most one OPT among them (RFC 6891, 6.1.1).
+    records that end where the message ends, and at most one OPT among them (RFC 6891, 6.1.1);
+    Malformed("dns.query_too_large") if it has more than `QUERY_MAXIMUM` bytes.
     """
+    if len(message) > QUERY_MAXIMUM:
+        raise Malformed("dns.query_too_large")
     return _read_plain(message) or _read_any(message)
 
 

@@ -151,6 +151,7 @@ MEANINGS = {
     # DNS
     "dns.not_a_query": "A message that is no query: not answered.",
     "dns.malformed": "A query that cannot be read: answered FORMERR.",
+    "dns.query_too_large": "A query that is larger than any has use for: answered FORMERR.",
     "dns.not_implemented": "A message of another kind than a standard query: NOTIMP.",
     "dns.zone_transfer": "A zone transfer was asked for: REFUSED.",
     "dns.too_many_queries": "A query beyond those that may wait at once: SERVFAIL.",
@@ -166,7 +167,7 @@ MEANINGS = {
     "dns.joined": "A query that waits for the answer to another's, which asks the same.",
     "dns.denied": "A question for a name that the policy does not admit: NXDOMAIN.",
     "dns.inward_answer": "An address in an answer that the guest may not be told of: left out.",
-    "dns.unreadable_answer": "An answer of a resolver that cannot be read, or not in good time: SERVFAIL.",
+    "dns.unreadable_answer": "An answer of a resolver that cannot be read, or not soon: SERVFAIL.",
     "dns.without_records": "A question for SVCB, HTTPS or ANY where names are judged: no records.",
     "policy.denied": "A flow that the policy, or the floor, does not allow: its guest is told.",
     "policy.dropped": "A flow that the policy does not allow, and swallows.",
