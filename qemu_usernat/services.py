@@ -4,11 +4,11 @@ It owns which packet is for which service, and how an answer leaves. What is ans
 classes in `gateway/` to know; names over TCP are connections, and come by `dns_service`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from math import inf
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qemu_usernat.admission import Admission
 from qemu_usernat.config.network import Network
@@ -19,6 +19,7 @@ from qemu_usernat.gateway.dhcp import CLIENT_PORT, SERVER_PORT, DhcpServer, is_l
 from qemu_usernat.gateway.dhcp_options import DhcpSettings
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.gateway.icmp import EchoResponder
+from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.gateway.tftp import TFTP_PORT, OpenFile, TftpServer
 from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import Port
@@ -48,6 +49,17 @@ NEVER_CHOSEN = frozenset({"localhost", "wpad", "isatap"})
 all that they say through."""
 
 
+@frozen
+class _Names:
+    """Guests and their names, as the leases of one version say under one policy or none."""
+
+    names: tuple[tuple[Address, str], ...]
+    version: int
+    guards: bool
+    until: float
+    """When the first of the leases ends."""
+
+
 @define(eq=False)
 class Services:
     """The gateway's own services in one network."""
@@ -66,6 +78,7 @@ class Services:
     dhcp: DhcpServer = field(init=False)
     _reserved: dict[str, MacAddress] = field(init=False)
     """Names that are kept for machines."""
+    _names: _Names | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         network = self.addressing.network
@@ -102,15 +115,29 @@ class Services:
         known = address in self.addressing.own or self.delivery.mac_of(address) is not None
         return known or self.dhcp.has_leased(address, now)
 
-    def _guest_names(self, now: float) -> Iterator[tuple[Address, str]]:
-        """The guests that have an address and a name.
+    def _guest_names(self, now: float) -> Sequence[tuple[Address, str]]:
+        """The guests that have an address and a name: the same object until that may change."""
+        known = self._names
+        version, guards = self.dhcp.version, self.admission.guards_names
+        if (
+            known is None
+            or (known.version, known.guards) != (version, guards)
+            or now >= known.until
+        ):
+            leases = self.dhcp.leases(now)
+            until = min((lease.expires for lease in leases), default=inf)
+            known = self._names = _Names(tuple(self._named(leases)), version, guards, until)
+        return known.names
+
+    def _named(self, leases: Iterable[HeldLease]) -> Iterator[tuple[Address, str]]:
+        """Those that may have the names that they have given themselves, or were given.
 
         Where a policy holds, one chooses its own name below `.internal` only: in a domain that the
         world has, too, it would be to its neighbours what is somebody else's there.
         """
         domain = self.dns_gate.forwarder.zone.domain
         may_choose = domain.is_subdomain(INTERNAL) or not self.admission.guards_names
-        for lease in self.dhcp.leases(now):
+        for lease in leases:
             owner = self._reserved.get(lease.name)
             if lease.name and (
                 owner == lease.mac

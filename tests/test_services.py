@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.config.reservations import Reservation
+from qemu_usernat.gateway.dhcp import DhcpServer
 from qemu_usernat.gateway.dns import GUEST_PENDING_MAXIMUM
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.gateway.tftp import TFTP_PORT, TRANSFERS_MAXIMUM
@@ -115,6 +116,27 @@ def test_under_a_policy_no_guest_takes_a_name_of_the_world(domain: str, known: l
     network.admission.replace(PolicySettings(policy=NetworkPolicy.allow_all()))
     network.router._services.dhcp.restore([_lease(0, "web"), _lease(1, "db")])
     assert [name for _, name in _named(network)] == known
+
+
+def test_leases_are_looked_through_when_they_have_changed() -> None:
+    """Not for each question: when one begins, ends or is renewed, or another policy holds."""
+    network = ScriptedNetwork(domain="example.com")
+    dhcp = network.router._services.dhcp
+    dhcp.restore([_lease(0, "web"), _lease(1, "db")])
+    zone = network.router.dns.zone
+    with patch.object(DhcpServer, "leases", autospec=True, side_effect=DhcpServer.leases) as leases:
+        for _ in range(5):
+            assert len(zone.guests(network.now)) == 2
+        assert leases.call_count == 1
+        dhcp.on_gone({_lease(0, "").mac}, network.now)
+        assert _named(network) == [("10.0.2.21", "db")]
+        network.admission.replace(PolicySettings(policy=NetworkPolicy.allow_all()))
+        assert _named(network) == []
+        network.admission.replace(None)
+        assert _named(network) == [("10.0.2.21", "db")]
+        network.now = 2000.0
+        assert _named(network) == []
+        assert leases.call_count == 5
 
 
 # Questions of many guests

@@ -17,7 +17,7 @@ their addresses. They get no name that is there already.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import dns.exception
 import dns.message
@@ -61,8 +61,9 @@ _SOA_NUMBERS = struct.Struct("!IIIII").pack(1, 3600, 600, 86400, ABSENCE_TTL)
 Kinds = dict[dns.rdatatype.RdataType, dns.rrset.RRset]
 """All that a name has."""
 
-GuestNames = Callable[[float], Iterable[tuple[Address, str]]]
-"""The guests that there are at a time: address, and a name of one label; who came first first."""
+GuestNames = Callable[[float], Sequence[tuple[Address, str]]]
+"""The guests that there are at a time: address, and a name of one label; who came first first. The
+same object says that nothing has changed."""
 
 
 def _wire(name: dns.name.Name) -> bytes:
@@ -78,7 +79,7 @@ def _rrset(
     return dns.rrset.from_text(name, ttl, dns.rdataclass.IN, kind, *texts)
 
 
-def nobody(now: float) -> Iterable[tuple[Address, str]]:
+def nobody(now: float) -> Sequence[tuple[Address, str]]:
     """No guest has a name."""
     return ()
 
@@ -158,6 +159,10 @@ class Zone:
     _endings: tuple[bytes, ...] = field(init=False)
     _guests: dict[dns.name.Name, Address] = field(factory=dict, init=False)
     _guests_at: dict[Address, dns.name.Name] = field(factory=dict, init=False)
+    _seen: Sequence[tuple[Address, str]] = field(default=(), init=False)
+    """Who was there at the last look."""
+    _called: dict[str, dns.name.Name] = field(factory=dict, init=False)
+    """Their names, by what they call themselves."""
     _next_look: float = field(default=-NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -235,6 +240,8 @@ class Zone:
         if guest is not None:
             return guest
         for above in () if name in self._existing else _above(name):
+            if self._guest_named(above, now) is not None:
+                break
             if above in self._existing:
                 kinds = self._names.get(dns.name.Name((_STAR, *above.labels)))
                 if kinds is not None:
@@ -287,10 +294,18 @@ class Zone:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_INTERVAL
+        there = self.guests(now)
+        if there is self._seen or there == self._seen:
+            return
+        self._seen = there
         before, self._guests = self._guests, {}
-        claims = []
-        for address, label in self.guests(now):
-            owner = dns.name.Name((label.encode("ascii"), *self.domain.labels))
+        claims, called = [], self._called
+        self._called = {}
+        for address, label in there:
+            owner = called.get(label)
+            if owner is None:
+                owner = dns.name.Name((label.encode("ascii"), *self.domain.labels))
+            self._called[label] = owner
             if owner not in self._names:
                 claims.append((owner, address))
         for is_kept in (True, False):

@@ -439,6 +439,54 @@ def test_guests_are_known_in_the_network_s_domain_only() -> None:
     assert segment.finds("x.web.lab.example.com") is None
 
 
+@pytest.mark.parametrize("domain", ["internal", "lab.example.com"])
+def test_a_wildcard_stands_for_nothing_below_a_guest(domain: str) -> None:
+    """RFC 4592, 2.2.1: a guest's name exists, so the wildcard ends where it begins."""
+    segment = Segment(record_of(f"*.{domain}", "A", "192.0.2.9"), domain=domain)
+    assert segment.finds(f"x.db.{domain}") == ["192.0.2.9"]
+    segment.there = [("10.0.2.16", "db")]
+    assert segment.finds(f"db.{domain}") == ["10.0.2.16"]
+    assert segment.finds(f"x.db.{domain}") is None
+    assert segment.finds(f"y.x.DB.{domain}") is None
+    assert segment.finds(f"x.web.{domain}") == ["192.0.2.9"]
+    segment.there = []
+    assert segment.finds(f"x.db.{domain}") == ["192.0.2.9"]
+
+
+def test_who_keeps_a_name_keeps_it_however_others_come_and_go() -> None:
+    """Of two that call themselves alike the first has the name, until he goes or changes it."""
+    segment = Segment()
+    segment.there = [("10.0.2.15", "web"), ("10.0.2.16", "web"), ("10.0.2.17", "db")]
+    assert segment.finds("web.internal") == ["10.0.2.15"]
+    segment.there = [("10.0.2.16", "web"), ("10.0.2.15", "web")]
+    assert segment.finds("web.internal") == ["10.0.2.15"]
+    segment.there = [("10.0.2.16", "web"), ("10.0.2.15", "cache")]
+    assert segment.finds("web.internal") == ["10.0.2.16"]
+    assert segment.finds("cache.internal") == ["10.0.2.15"]
+    assert segment.finds("db.internal") is None
+
+
+def test_guests_that_stay_are_read_once() -> None:
+    """Thousands of names are no work again while nobody comes, goes or changes."""
+
+    class Label(str):
+        read = 0
+
+        def encode(self, *args: str) -> bytes:
+            Label.read += 1
+            return super().encode(*args)
+
+    there = [(parse_address("10.0.2.15"), Label("web")), (parse_address("10.0.2.16"), Label("db"))]
+    zone = zone_of()
+    zone.guests = lambda now: there
+    for n in range(10):
+        assert records("web.internal", zone=zone, now=float(n)) == ["10.0.2.15"]
+    assert Label.read == 2
+    there = [*there, (parse_address("10.0.2.17"), Label("new"))]
+    assert records("new.internal", zone=zone, now=20.0) == ["10.0.2.17"]
+    assert Label.read == 3
+
+
 def test_thousands_of_guests_are_not_looked_through_for_each_question() -> None:
     """A flood of questions for names costs few looks at the leases."""
     looks: list[float] = []
