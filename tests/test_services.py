@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qemu_usernat.config.reservations import Reservation
-from qemu_usernat.gateway.dhcp import DhcpServer
+from qemu_usernat.gateway.dhcp import ACK, BOOT_REPLY, NAK, DhcpServer
+from qemu_usernat.gateway.dhcp_options import MESSAGE_TYPE
 from qemu_usernat.gateway.dns import GUEST_PENDING_MAXIMUM
-from qemu_usernat.gateway.leases import HeldLease
+from qemu_usernat.gateway.leases import RESTING_PER_LINK, HeldLease
 from qemu_usernat.gateway.tftp import TFTP_PORT, TRANSFERS_MAXIMUM
 from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import format_address
-from qemu_usernat.wire.dhcp import build_dhcp
+from qemu_usernat.wire.dhcp import DhcpMessage, build_dhcp, parse_dhcp
 from qemu_usernat.wire.headers import peek
-from tests.gateway.test_dhcp import discover
+from tests.gateway.test_dhcp import decline, discover, init_reboot
 from tests.gateway.test_tftp import File, ack, read_request
 from tests.scripted_guest import (
     BROADCAST_MAC,
@@ -161,15 +162,45 @@ def test_guests_at_links_of_one_name_have_shares_of_their_own() -> None:
 # Addresses
 
 
-def _is_offered_an_address(guest: ScriptedGuest) -> bool:
-    """Whether it hears of one when it asks."""
-    question = build_dhcp(discover(guest.mac))
+def _asks_dhcp(guest: ScriptedGuest, message: DhcpMessage) -> list[DhcpMessage]:
+    """Of everybody, and what it is answered."""
+    destination, payload = "255.255.255.255", build_dhcp(message)
     guest.sends(
         guest.datagram(
-            68, "255.255.255.255", 67, question, source="0.0.0.0", destination_mac=BROADCAST_MAC
+            68, destination, 67, payload, source="0.0.0.0", destination_mac=BROADCAST_MAC
         )
     )
-    return bool(guest.hears())
+    heard = [parse_dhcp(heard.udp.payload) for heard in guest.hears()]
+    return [each for each in heard if each.operation == BOOT_REPLY]
+
+
+def _is_offered_an_address(guest: ScriptedGuest) -> bool:
+    """Whether it hears of one when it asks."""
+    return bool(_asks_dhcp(guest, discover(guest.mac)))
+
+
+def _declines_an_address(guest: ScriptedGuest) -> bytes:
+    """That it is offered: which one."""
+    (offer,) = _asks_dhcp(guest, discover(guest.mac))
+    assert _asks_dhcp(guest, decline(offer.your_address, guest.mac)) == []
+    return offer.your_address
+
+
+def test_a_guest_that_declines_all_that_it_gets_does_not_undo_what_another_has_found() -> None:
+    """What its neighbour has found in use rests, of its own the last ones only; whatever MAC
+    address it has."""
+    network = ScriptedNetwork()
+    hostile, other = network.guest(), network.guest(OTHER_MAC, OTHER)
+    found = _declines_an_address(other)
+    declined = []
+    for number in range(RESTING_PER_LINK + 1):
+        hostile.mac = b"\x02" + number.to_bytes(5, "big")
+        declined.append(_declines_an_address(hostile))
+    answers = [
+        _asks_dhcp(other, init_reboot(address, OTHER_MAC))[0].options[MESSAGE_TYPE]
+        for address in (found, declined[1], declined[0])
+    ]
+    assert answers == [bytes([NAK]), bytes([NAK]), bytes([ACK])]
 
 
 def test_a_guest_that_speaks_from_every_address_leaves_one_for_its_neighbour() -> None:
@@ -223,3 +254,20 @@ def test_no_block_is_made_for_a_guest_that_does_not_read() -> None:
     guest.reads = True
     network.advance(1)
     assert len(guest.hears()) == 16
+
+
+def test_the_files_of_a_guest_that_has_left_are_closed() -> None:
+    """Of whatever MAC address, and those of others are not."""
+    opened: list[File] = []
+
+    def open_file(name: bytes) -> File:
+        opened.append(File(bytes(2000)))
+        return opened[-1]
+
+    network = ScriptedNetwork(open_file=open_file)
+    guest, other = network.guest(), network.guest(OTHER_MAC, OTHER)
+    _asks(guest, 2000, read_request())
+    _asks(other, 2000, read_request())
+    network.router.switch.detach(guest.port)
+    network.router.on_link_down(guest.port, network.now)
+    assert [file.closed for file in opened] == [True, False]

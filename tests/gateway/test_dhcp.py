@@ -273,7 +273,7 @@ def _release(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> Dhc
     )
 
 
-def _decline(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> DhcpMessage:
+def decline(address: bytes, mac: bytes = ALICE, server: bytes = GATEWAY) -> DhcpMessage:
     options = {dhcp_options.REQUESTED_ADDRESS: address, dhcp_options.SERVER_IDENTIFIER: server}
     return message(dhcp.DECLINE, mac, options=options)
 
@@ -297,7 +297,7 @@ def test_only_the_holder_releases(server: DhcpServer) -> None:
 def test_a_declined_address_rests(server: DhcpServer) -> None:
     """An address that a guest found in use is given to nobody for a while."""
     address = lease(server, ALICE)
-    assert server.answer(_decline(address), 1.0) is None
+    assert server.answer(decline(address), 1.0) is None
     assert lease(server, ALICE, now=2.0) != address
     assert told(server.answer(init_reboot(address, BOB), 2.0)) == (dhcp.NAK, ANY_IPV4)
     later = 2.0 + DECLINE_TIME
@@ -307,7 +307,7 @@ def test_a_declined_address_rests(server: DhcpServer) -> None:
 def test_only_the_holder_declines(server: DhcpServer) -> None:
     """Nobody makes another guest's address rest."""
     address = lease(server, ALICE)
-    server.answer(_decline(address, BOB), 1.0)
+    server.answer(decline(address, BOB), 1.0)
     assert told(server.answer(renewing(address), 2.0)) == (dhcp.ACK, address)
     assert server.counters["dhcp.decline_of_unknown"] == 1
 

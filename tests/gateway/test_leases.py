@@ -105,8 +105,25 @@ def test_a_guest_that_declines_everything_leaves_addresses_for_others() -> None:
         assert pool.decline(b"hostile", address, float(n), "its link")
         declined.append(address)
     assert len(set(declined)) == 50
-    offered = [pool.offer(b"other %d" % n, MAC, None, 50.0) for n in range(50 - RESTING_PER_LINK)]
-    assert offered == declined[:-RESTING_PER_LINK]
+    offered = [pool.offer(b"other %d" % n, MAC, None, 50.0) for n in range(10)]
+    assert offered == declined[:10]
+    rests = [
+        not pool.bind(b"another %d" % n, MAC, address, 60.0, 50.0)
+        for n, address in enumerate(declined[10:])
+    ]
+    assert rests == [False] * (40 - RESTING_PER_LINK) + [True] * RESTING_PER_LINK
+
+
+def test_what_rests_no_more_is_not_counted() -> None:
+    """A guest that found addresses in use an hour ago is as any other."""
+    pool = LeasePool(at(1), at(50), frozenset())
+    for n in range(30):
+        later = float(n > 2) * (DECLINE_TIME + 1)
+        address = pool.offer(b"hostile", MAC, None, later)
+        assert address is not None
+        assert pool.decline(b"hostile", address, later, "its link")
+    resting = [each for each in pool._by_address.values() if each.expires > later]
+    assert len(resting) == RESTING_PER_LINK
 
 
 def test_what_one_guest_found_in_use_is_not_freed_by_another() -> None:
