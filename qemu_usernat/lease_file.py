@@ -65,13 +65,15 @@ class LeaseFile:
             text = octets.decode("utf-8", "replace")
             leases, flaws = read_leases(text, self.clock(), now)
             if flaws:
-                self._keep_aside(octets, flaws)
+                self._keep_aside(octets, flaws, "damaged")
             self.dhcp.restore(leases)
+            if foreign := self._foreign(leases, now):
+                self._keep_aside(octets, foreign, "foreign")
             self._write(self._text(now))
         except OSError as error:
             raise UserError(
-                f"--lease-file {self.path}: {error.strerror}; allowed: a file that can be written, "
-                "in a folder that can"
+                f"lease_file (--lease-file) is {self.path}: {error.strerror}; allowed: a file that "
+                "can be written, in a folder that can"
             ) from error
         self._version = self.dhcp.version
 
@@ -96,13 +98,13 @@ class LeaseFile:
         try:
             self._write(write_leases(leases, moment, now))
         except OSError as error:
-            if not self._failed:  # said once; it is tried again with the next change
+            if not self._failed:  # said once, and tried again
                 reason = error.strerror
                 _log.error("the leases cannot be written", file=str(self.path), reason=reason)
             self._failed = True
         else:
             self._failed = False
-        self._version = version
+            self._version = version
 
     def _read(self) -> bytes:
         """What is there, nothing where there is no file yet."""
@@ -111,7 +113,9 @@ class LeaseFile:
         except FileNotFoundError:
             return b""
         if not stat.S_ISREG(kind):
-            raise UserError(f"--lease-file {self.path}: is no regular file; allowed: a file")
+            raise UserError(
+                f"lease_file (--lease-file) is {self.path}: no regular file; allowed: a file"
+            )
         octets = self.path.read_bytes()
         if octets.strip() and not octets.startswith(_OURS.encode()):
             raise UserError(
@@ -120,14 +124,23 @@ class LeaseFile:
             )
         return octets
 
-    def _keep_aside(self, octets: bytes, flaws: list[str]) -> None:
-        aside = self.path.with_name(f"{self.path.name}.damaged")
+    def _foreign(self, leases: Iterable[HeldLease], now: float) -> list[str]:
+        """Those that still live and could not be restored: of another network, it seems."""
+        kept = {(each.client, each.address) for each in self.dhcp.remembered()}
+        return [
+            f" {format_address(each.address)} of {format_mac(each.mac)} is not to be leased here"
+            for each in leases
+            if each.expires > now and (each.client, each.address) not in kept
+        ]
+
+    def _keep_aside(self, octets: bytes, flaws: list[str], what: str) -> None:
+        aside = self.path.with_name(f"{self.path.name}.{what}")
         aside.write_bytes(octets)
         for flaw in flaws[:TOLD_MAXIMUM]:
             _log.error(f"{self.path}:{flaw}")
         _log.error(
-            "the lease file is damaged: the other leases are kept",
-            damaged_lines=len(flaws),
+            f"lines of the lease file are {what}: the other leases are kept",
+            lines=len(flaws),
             as_it_was=str(aside),
         )
 

@@ -224,7 +224,11 @@ class Router:
 
     def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""
+        was_guarded = self.switch.guard.on
         self.switch.guard_sources(guarded)
+        if guarded and not was_guarded:
+            for lease in self.dhcp.leases(now):
+                self.switch.guard.bind(lease.address, lease.mac)
         self.connections.judge_again(now)
         self.datagrams.judge_again()
         self.pings.judge_again()

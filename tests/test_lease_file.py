@@ -116,7 +116,7 @@ def test_a_spoilt_line_costs_one_lease(tmp_path: Path, line: str, why: str) -> N
     assert [each.mac for each in server.leases(0.0)] == [ALICE]
     assert f"{path}:{why}" in logs[0]["event"]
     assert "; allowed: a line like" in logs[0]["event"]
-    assert logs[1]["damaged_lines"] == 1
+    assert logs[1]["lines"] == 1
     assert (tmp_path / "leases.damaged").read_text() == spoilt
     assert path.read_text() == f"{HEAD}\n{ALICE_S}\n"
 
@@ -130,6 +130,21 @@ def test_a_file_of_nothing_but_damage_is_told_of_in_a_few_lines(tmp_path: Path) 
         assert restarted(path).leases(0.0) == []
     assert len(logs) == 11
     assert (tmp_path / "leases.damaged").read_bytes() == damage
+
+
+def test_leases_of_another_network_are_not_lost(tmp_path: Path) -> None:
+    """A server started with the wrong configuration says so, and keeps what was there."""
+    path = tmp_path / "leases"
+    old = f"{HEAD}\n{ALICE_S}\n{ALICE_S.replace('10.0.2.15', '192.168.7.15').replace('0a', '0b')}\n"
+    path.write_text(old)
+    with structlog.testing.capture_logs() as logs:
+        server = restarted(path)
+    assert [each.mac for each in server.leases(0.0)] == [ALICE]
+    assert "192.168.7.15 of 52:54:00:00:00:0b is not to be leased here" in logs[0]["event"]
+    assert (tmp_path / "leases.foreign").read_text() == old
+    with structlog.testing.capture_logs() as logs:
+        restarted(path, later=2 * DAY)  # what has ended is nobody's loss
+    assert logs == []
 
 
 _START = """
@@ -184,12 +199,12 @@ def test_what_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None
     for name, why in {
         "no/leases": "No such file or directory; allowed: a file that can be written",
         "file/leases": "Not a directory; allowed",
-        ".": "is no regular file; allowed: a file",
-        "null": "is no regular file; allowed: a file",
+        ".": "no regular file; allowed: a file",
+        "null": "no regular file; allowed: a file",
     }.items():
         with pytest.raises(UserError) as refusal:
             restarted(tmp_path / name)
-        assert f"--lease-file {tmp_path / name}: {why}" in str(refusal.value)
+        assert f"lease_file (--lease-file) is {tmp_path / name}: {why}" in str(refusal.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "null"]
 
 
@@ -215,9 +230,10 @@ def test_there_is_a_whole_file_at_every_moment(
     assert [each["reason"] for each in logs] == ["No space left on device"]
     assert path.read_text() == before
     assert [each.name for each in tmp_path.iterdir()] == ["leases"]
-    lease(server, BOB)
     file.close(0.0)
-    assert [each.mac for each in restarted(path).leases(0.0)] == [ALICE, BOB]
+    assert [each.mac for each in restarted(path).leases(0.0)] == [ALICE, BOB], (
+        "nothing new is needed"
+    )
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

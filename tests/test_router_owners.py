@@ -2,17 +2,22 @@
 
 import pytest
 
+from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.wire.packets import ACK, RST, UDP
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
+    GUEST_MAC,
+    OTHER,
+    OTHER_MAC,
     SERVER,
     ScriptedGuest,
     ScriptedNetwork,
     icmp,
     ipv4,
+    packed,
     udp,
 )
 
@@ -93,3 +98,17 @@ def test_how_narrow_a_way_behind_it_was_goes_with_a_machine(
     after.sends(after.datagram(1234, SERVER, 99, b"?"))
     network.host.sockets[-1].hears(bytes(1400), SERVER, 99)
     assert len(after.frames()) == 1
+
+
+def test_who_has_leased_an_address_has_it_when_a_policy_comes() -> None:
+    """A neighbour that is quicker to speak from it than its owner does not get it."""
+    network = ScriptedNetwork(mtu=1500)
+    guest, other = network.guest(), network.guest(OTHER_MAC, OTHER)
+    client = b"\x01" + GUEST_MAC
+    network.router.dhcp.restore([HeldLease(packed(GUEST), GUEST_MAC, "", client, 3600.0)])
+    network.router.admission.replace(PolicySettings(policy=NetworkPolicy.allow_all()))
+    network.router.on_policy(guarded=True, now=network.now)
+    other.sends(other.datagram(1234, SERVER, 99, b"I am it", source=GUEST))
+    assert (network.host.sockets, network.counters["ipv4.spoofed_source"]) == ([], 1)
+    guest.sends(guest.datagram(1234, SERVER, 99, b"no, I am"))
+    assert len(network.host.sockets) == 1
