@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.group(no_args_is_help=False)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def commands() -> None:
-    """User-mode networking for virtual machines: DHCP, DNS, TCP and UDP for QEMU guests."""
+    """User-mode networking for virtual machines: DHCP, DNS, TCP, UDP and ping for QEMU guests."""
 
 
 commands.add_command(cli_policy.policy)
@@ -179,7 +179,7 @@ def serve(file: Path | None, policy_file: Path | None, rules: list[str], **optio
 
     Prints QEMU's arguments once it listens. Without --listen and --connect it listens
     at unix:$XDG_RUNTIME_DIR/qemu-usernat.sock. SIGUSR1 makes it log its counters, and
-    how many links, mappings and flows it has; SIGHUP makes it read its policy again.
+    how many links, mappings, pings and flows it has; SIGHUP makes it read its policy again.
     """
 
     def read() -> Config:
