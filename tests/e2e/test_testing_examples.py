@@ -19,13 +19,8 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.qemu
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "agent_sandbox" else pytest.mark.deep)
-        for name in NAMES
-    ],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("name", NAMES)
 def test_an_example_stands_alone_and_passes(name: str, tmp_path: Path) -> None:
     """Somewhere else, with nothing around it."""
     folder = shutil.copytree(EXAMPLES / name, tmp_path / name)

@@ -49,6 +49,7 @@ def unpacked(image: GuestImage, folder: Path, added: int) -> Path:
     return folder
 
 
+@pytest.mark.deep
 def test_the_same_packages_give_the_same_bytes(base: GuestImage, cache: Path) -> None:
     """Built again elsewhere, without a network, kernel and initramfs are the same."""
     again = GuestImage.build(cache=cache)

@@ -116,6 +116,7 @@ def test_after(console, internet, usernat):
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.deep
 @pytest.mark.qemu
 @pytest.mark.timeout(600)
 def test_a_shared_guest_serves_the_next_test_however_it_was_left(
