@@ -302,9 +302,10 @@ class Router:
         guard = self.switch.guard
         if guard.on and not guard.is_owner(source, self.switch.speaker):
             return False
-        key = (source, source_port, destination, destination_port)
-        if self._services.on_known(key, frame[start:end], now):
-            return True
+        if self._services.tftp is not None:
+            key = (source, source_port, destination, destination_port)
+            if self._services.on_known(key, frame[start:end], now):
+                return True
         if destination_port not in SERVICE_PORTS:
             return self.datagrams.on_known(
                 source, source_port, destination, destination_port, frame[start:end],

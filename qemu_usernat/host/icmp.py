@@ -64,7 +64,7 @@ class HostPings:
         """Give `flow` its end. OSError where the system lets us open no socket for it."""
         try:
             sock = _IcmpSocket(_datagram_socket(), self)
-        except PermissionError:
+        except OSError:  # not allowed, or not known to this system
             if self._raw is None or self._raw.is_closed:
                 self._raw = _IcmpSocket(_raw_socket(), self, is_raw=True)
             sock = self._raw

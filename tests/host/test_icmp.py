@@ -1,5 +1,7 @@
 """Echo flows over the host's real ICMP sockets, as far as its loopback goes."""
 
+import errno
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -85,3 +87,19 @@ def test_after_the_end_there_is_another_beginning(pings: HostPings) -> None:
         asks(pings, flow, 1)
         assert len(listener.heard) == 1
         flow.host.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a raw socket needs a privilege")
+def test_a_system_without_datagram_icmp_sockets(
+    pings: HostPings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not allowed and one that is not known are the same: the raw one serves."""
+
+    def unknown() -> None:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr("qemu_usernat.host.icmp._datagram_socket", unknown)
+    flow, listener = new_flow(pings, 7)
+    asks(pings, flow, 1)
+    assert len(listener.heard) == 1
+    flow.host.close()

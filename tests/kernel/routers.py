@@ -17,6 +17,7 @@ from attrs import frozen
 
 from qemu_usernat.testing.namespace import SOCKET_TIMEOUT, inside_namespace
 
+HOST = "172.20.0.1"
 ROUTERS = ("172.20.0.2", "172.20.0.6", "172.20.0.10")
 SITE = "172.20.9.7"
 NARROW = 1280  # bytes, between the second router and the third
@@ -101,7 +102,7 @@ def internetwork() -> Iterator[Internetwork]:
     """For the length of a ``with``."""
     with ExitStack() as ends:
         host, first, second, third, site = (kernel(ends) for _ in range(5))
-        device = wire(host, "172.20.0.1/30", first, "172.20.0.2/30")
+        device = wire(host, f"{HOST}/30", first, "172.20.0.2/30")
         wire(first, "172.20.0.5/30", second, "172.20.0.6/30")
         wire(second, "172.20.0.9/30", third, "172.20.0.10/30", mtu=NARROW)
         wire(third, "172.20.9.1/24", site, f"{SITE}/24")

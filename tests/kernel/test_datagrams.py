@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from qemu_usernat.host.addresses import read_addresses
 from qemu_usernat.nat.udp_table import MAPPINGS_PER_GUEST
 from tests.kernel.laboratory import GATEWAY, HOST, Laboratory, closed_port, some_octets
 
@@ -105,32 +104,6 @@ def test_who_may_answer_is_chosen(lab: Laboratory, filtering: str, heard: list[b
         while (octets := ours.recv(100)) != b"the end":
             got.append(octets)
     assert got == heard
-
-
-def test_two_guests_meet_at_the_host_s_address(lab: Laboratory) -> None:
-    """Hairpinning (RFC 4787, REQ-9): each reaches the other where the world would."""
-    known = read_addresses() or ()
-    addresses = [address for address in known if address[0] != 127 and len(address) == 4]
-    if not addresses:
-        pytest.skip("this host has no address but its loopback's")
-    host = socket.inet_ntoa(addresses[0])
-    server = lab.own_server(1500)
-    guests = [lab.guest(1500, f"10.0.2.{n}/24", server) for n in (20, 21)]
-    one, two = (lab.ends.enter_context(each.open_socket(socket.SOCK_DGRAM)) for each in guests)
-    outside = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rendezvous:
-        rendezvous.bind((HOST, 0))
-        rendezvous.settimeout(10)
-        for each in (one, two):
-            each.sendto(b"?", (GATEWAY, rendezvous.getsockname()[1]))
-            outside[each] = host, rendezvous.recvfrom(10)[1][1]
-    two.sendto(b"opens its filter", outside[one])
-    one.sendto(b"hello", outside[two])
-    assert two.recvfrom(100) == (b"hello", outside[one])
-    two.sendto(b"hello yourself", outside[one])
-    while (heard := one.recvfrom(100))[0] == b"opens its filter":
-        pass
-    assert heard == (b"hello yourself", outside[two])
 
 
 def test_eight_thousand_ports_cost_no_more_descriptors_than_a_guest_may_have(

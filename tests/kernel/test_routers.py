@@ -21,6 +21,7 @@ from qemu_usernat.testing.namespace import NamespaceGuest, connect_unix
 from tests.kernel.laboratory import ServerProcess, carry, some_octets
 from tests.kernel.routers import (
     BLACK_HOLE,
+    HOST,
     NARROW,
     NEIGHBOUR,
     NO_HOST,
@@ -232,6 +233,32 @@ def test_what_the_notice_says_helps_at_once(room_of: Callable[[str], Room]) -> N
 def test_with_an_icmp_socket_there_is_no_notice(room_of: Callable[[str], Room], kind: str) -> None:
     """Whoever can ping is not told how to."""
     assert "ping_group_range" not in room_of(kind).server.words()
+
+
+# -- guests, as the world sees them
+
+
+def test_two_guests_meet_at_the_host_s_address(room: Room) -> None:
+    """Hairpinning (RFC 4787, REQ-9): each reaches the other where the world would."""
+    with (
+        NamespaceGuest(connect_unix(room.server.path), address="10.0.2.99/24") as other,
+        room.guest.open_socket(socket.SOCK_DGRAM) as one,
+        other.open_socket(socket.SOCK_DGRAM) as two,
+        room.net.site.open_socket(socket.SOCK_DGRAM) as rendezvous,
+    ):
+        rendezvous.bind(("", 0))
+        outside = {}
+        for each in (one, two):
+            each.sendto(b"?", (SITE, rendezvous.getsockname()[1]))
+            outside[each] = rendezvous.recvfrom(10)[1]
+        assert {host for host, _ in outside.values()} == {HOST}
+        two.sendto(b"opens its filter", outside[one])
+        one.sendto(b"hello", outside[two])
+        assert two.recvfrom(100) == (b"hello", outside[one])
+        two.sendto(b"hello yourself", outside[one])
+        while (heard := one.recvfrom(100))[0] == b"opens its filter":
+            pass
+        assert heard == (b"hello yourself", outside[two])
 
 
 # -- who is on the way
