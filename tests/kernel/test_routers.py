@@ -253,6 +253,8 @@ def test_two_guests_meet_at_the_host_s_address(room: Room) -> None:
             outside[each] = rendezvous.recvfrom(10)[1]
         assert {host for host, _ in outside.values()} == {HOST}
         two.sendto(b"opens its filter", outside[one])
+        two.sendto(b"and that has passed", (SITE, rendezvous.getsockname()[1]))
+        rendezvous.recvfrom(100)
         one.sendto(b"hello", outside[two])
         assert two.recvfrom(100) == (b"hello", outside[one])
         two.sendto(b"hello yourself", outside[one])
@@ -263,8 +265,8 @@ def test_two_guests_meet_at_the_host_s_address(room: Room) -> None:
 
 # -- who is on the way
 #
-# Three probes at once (-N 3): of errors beyond 50 in a row and 1,000 a second some are held back, by
-# us and by these routers alike (RFC 1812, 4.3.2.8).
+# Three probes at once (-N 3): of errors beyond 50 in a row and 1,000 a second some are held back,
+# by us and by these routers alike (RFC 1812, 4.3.2.8).
 
 
 @pytest.mark.parametrize("kind", ["datagram", "raw"])
