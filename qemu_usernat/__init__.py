@@ -4,25 +4,29 @@ QEMU's ``-netdev stream`` connects to a socket of ours; the guest gets an addres
 names, and TCP and UDP to the world, with no privileges on the host.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qemu_usernat.app import running
+    from qemu_usernat.config.configuration import read_config
     from qemu_usernat.policy.rules import NetworkPolicy
     from qemu_usernat.policy.settings import PolicySettings
 
 __version__ = "0.1.0"
 
-__all__ = ["NetworkPolicy", "PolicySettings", "__version__"]
+__all__ = ["NetworkPolicy", "PolicySettings", "__version__", "read_config", "running"]
+
+_WHERE = {
+    "NetworkPolicy": "qemu_usernat.policy.rules",
+    "PolicySettings": "qemu_usernat.policy.settings",
+    "read_config": "qemu_usernat.config.configuration",
+    "running": "qemu_usernat.app",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What is not everybody's is imported when it is asked for (PEP 562)."""
-    if name == "NetworkPolicy":
-        from qemu_usernat.policy.rules import NetworkPolicy
-
-        return NetworkPolicy
-    if name == "PolicySettings":
-        from qemu_usernat.policy.settings import PolicySettings
-
-        return PolicySettings
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

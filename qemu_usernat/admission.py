@@ -13,7 +13,9 @@ from attrs import define, evolve, field, frozen
 
 from qemu_usernat.policy.groups import FLOOR, Groups
 from qemu_usernat.policy.judge import UNREAD, Flight, FlowRequest, Judge, Speech, Verdict, Why
+from qemu_usernat.policy.neighbours import judge_neighbour
 from qemu_usernat.policy.pins import Pins
+from qemu_usernat.policy.redirects import Redirects, Target
 from qemu_usernat.policy.rules import ALLOW, DENY, NetworkPolicy
 from qemu_usernat.policy.settings import DROP, LEARN, PolicySettings
 from qemu_usernat.primitives.addresses import DNS_PORT, Address, MacAddress, format_mac
@@ -71,6 +73,8 @@ class Admission:
     """What holds where no policy was given."""
     settings: PolicySettings | None = None
     """None: no policy was given."""
+    redirects: Redirects = field(factory=Redirects)
+    """Where guests are led instead of where they ask for."""
     on_decision: DecisionCallback = _told_nobody
     on_stray: StrayCallback = _missed_by_nobody
     """What is decided without a verdict, as nobody is there: closed ports of the gateway, absent
@@ -140,7 +144,28 @@ class Admission:
     ) -> Decision:
         """Judge a flow; if its verdict is given, tell of it."""
         names = self.pins(guest).names(destination, now)
-        return self.decide(guest, FlowRequest(protocol, destination, port, names, flight), now)
+        target = self.target_of(guest, protocol, destination, port, now)
+        request = FlowRequest(protocol, destination, port, names, flight, target)
+        return self.decide(guest, request, now)
+
+    def target_of(
+        self, guest: Guest, protocol: str, destination: Address, port: int, now: float
+    ) -> Target | None:
+        """Where a flow goes instead; None if it goes where the guest asks."""
+        if not self.redirects:
+            return None
+        name = self.pins(guest).latest(destination, now)
+        return self.redirects.target_of(protocol, destination, port, name)
+
+    def admit_neighbour(
+        self, guest: Guest, protocol: str, destination: Address, port: int, now: float
+    ) -> Decision:
+        """Judge a flow to another guest, whose octets pass by; tell of the verdict."""
+        names = self.pins(guest).names(destination, now)
+        request = FlowRequest(protocol, destination, port, names)
+        request, verdict = judge_neighbour(self.judge_of(guest), request)
+        name = request.flight.name or next(iter(sorted(names)), None)
+        return self.told(Decision(guest, request, verdict, name), now)
 
     def decide(self, guest: Guest, request: FlowRequest, now: float) -> Decision:
         """Judge a request; if its verdict is given, tell of it."""

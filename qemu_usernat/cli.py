@@ -11,17 +11,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from qemu_usernat import __version__, cli_policy, signals
+from qemu_usernat.cli_options import Ordered, given, network_options
 from qemu_usernat.config import (
     Config,
     Endpoint,
     FdEndpoint,
+    check_links,
     parse_endpoint,
     read_config,
+    read_networks,
 )
 from qemu_usernat.notify import notify_ready
 from qemu_usernat.primitives.errors import UserError
@@ -30,8 +33,6 @@ from qemu_usernat.terminal import PROGRAM, as_usage, complain, configure_log, sa
 
 # `run` names its netdev unlike any that the user's own line is likely to have.
 RUN_NETDEV_ID = "usernat"
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,116 +65,8 @@ def commands() -> None:
 commands.add_command(cli_policy.policy)
 
 
-def _network_options(command: _Command) -> _Command:
-    """The options that `serve` and `run` share, named as the keys of the file."""
-    for option in reversed(
-        (
-            click.option(
-                "--config",
-                "file",
-                metavar="FILE",
-                type=click.Path(path_type=Path),
-                help="Read settings from this TOML file; options given here win over it.",
-            ),
-            click.option(
-                "--listen",
-                multiple=True,
-                metavar="ENDPOINT",
-                help="Listen for QEMU at unix:PATH, tcp:HOST:PORT or fd:N. May be repeated.",
-            ),
-            click.option(
-                "--connect",
-                multiple=True,
-                metavar="unix:PATH",
-                help="Connect to a QEMU that listens there (server=on). May be repeated.",
-            ),
-            click.option("--mtu", type=int, metavar="N", help="The guest's MTU in bytes."),
-            click.option(
-                "--host-loopback",
-                is_flag=True,
-                help="Let the gateway's address reach this host's 127.0.0.1.",
-            ),
-            click.option(
-                "--congestion",
-                metavar="NAME",
-                help="Congestion control of TCP towards the guest: none, reno or cubic.",
-            ),
-            click.option(
-                "--udp-filtering",
-                metavar="NAME",
-                help="Who may send to a guest's UDP port: endpoint, address or address-port.",
-            ),
-            click.option(
-                "--dns",
-                multiple=True,
-                metavar="ADDR[:PORT]",
-                help="Ask this resolver instead of the host's own. May be repeated.",
-            ),
-            click.option(
-                "--lease-file",
-                metavar="FILE",
-                help="Keep leases in this file: guests have their addresses again after a restart.",
-            ),
-            click.option(
-                "--tftp",
-                metavar="DIR",
-                help="Let guests read the files of this folder by TFTP, to boot from them.",
-            ),
-            click.option(
-                "--bootfile",
-                metavar="NAME",
-                help="Lead guests that boot from the network to this file of --tftp, or to a URL.",
-            ),
-            click.option(
-                "--policy",
-                "policy_file",
-                metavar="FILE",
-                type=click.Path(path_type=Path),
-                help="Read the network policy, a table [policy], from this TOML file.",
-            ),
-            click.option(
-                "--allow",
-                multiple=True,
-                metavar="RULE",
-                help='Allow, like "pypi.org on tcp/443"; what is not allowed is denied. In order '
-                "with --deny, before the rules of a file. May be repeated.",
-            ),
-            click.option(
-                "--deny",
-                multiple=True,
-                metavar="RULE",
-                help='Deny, like "*.ads.example" or "private on tcp/22". May be repeated.',
-            ),
-            click.option(
-                "--audit",
-                metavar="FILE",
-                help="Append one line of JSON for each verdict of the policy.",
-            ),
-            click.option("-v", "--verbose", is_flag=True, help="Say more of what happens."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-class _Ordered(click.Command):
-    """Keeps the order of --allow and --deny among each other, as the lines of ``rules``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, which collects the values of each option apart."""
-        values, _, given = self.make_parser(ctx).parse_args(list(args))
-        texts = {action: iter(values.get(action) or ()) for action in ("allow", "deny")}
-        rest = super().parse_args(ctx, args)
-        ctx.params["rules"] = [
-            f"{option.name} {next(texts[option.name])}" for option in given if option.name in texts
-        ]
-        for action in texts:
-            del ctx.params[action]
-        return rest
-
-
-@commands.command(cls=_Ordered)
-@_network_options
+@commands.command(cls=Ordered)
+@network_options
 def serve(file: Path | None, policy_file: Path | None, rules: list[str], **options: Any) -> int:
     """Serve guests until SIGINT or SIGTERM.
 
@@ -182,23 +75,23 @@ def serve(file: Path | None, policy_file: Path | None, rules: list[str], **optio
     how many links, mappings, pings and flows it has; SIGHUP makes it read its policy again.
     """
 
-    def read() -> Config:
-        config = read_config(file, _given(options), policy_file=policy_file, rules=rules)
-        config.check_links()
-        return config
+    def read() -> Sequence[Config]:
+        configs = read_networks(file, given(options), policy_file=policy_file, rules=rules)
+        check_links(configs)
+        return configs
 
     with signals.waiting():
         import trio
 
         with as_usage():
-            config = read()
-        configure_log(logging.DEBUG if config.verbose else logging.INFO)
-        trio.run(_serve, config, read)
+            configs = read()
+        configure_log(logging.DEBUG if configs[0].verbose else logging.INFO)
+        trio.run(_serve, configs, read)
     return 0
 
 
-@commands.command(cls=_Ordered, context_settings={"allow_interspersed_args": False})
-@_network_options
+@commands.command(cls=Ordered, context_settings={"allow_interspersed_args": False})
+@network_options
 @click.argument("qemu", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     file: Path | None,
@@ -222,7 +115,7 @@ def run(
         private = parse_endpoint(f"unix:{directory}/guest.sock")
         with as_usage():
             config = read_config(
-                file, _given(options), listen=private, policy_file=policy_file, rules=rules
+                file, given(options), listen=private, policy_file=policy_file, rules=rules
             )
         # The terminal is QEMU's: a guest's console is no place for our small talk.
         configure_log(logging.DEBUG if config.verbose else logging.WARNING)
@@ -240,7 +133,7 @@ def cmdline(qemu: str | None, qemu_version: str | None, **options: Any) -> int:
     if qemu and qemu_version:
         raise click.UsageError("--qemu and --qemu-version exclude each other")
     with as_usage():
-        config = read_config(None, _given(options))
+        config = read_config(None, given(options))
         version = command_lines.parse_version(qemu_version) if qemu_version else None
     version = version or command_lines.version_of(qemu or command_lines.DEFAULT_BINARY)
     with as_usage():
@@ -254,33 +147,41 @@ def cmdline(qemu: str | None, qemu_version: str | None, **options: Any) -> int:
 # ---- serve and run -----------------------------------------------------------------
 
 
-async def _serve(config: Config, read: Callable[[], Config]) -> None:
+async def _serve(configs: Sequence[Config], read: Callable[[], Sequence[Config]]) -> None:
     import trio
 
     from qemu_usernat.app import serve
 
     async with trio.open_nursery() as nursery:
 
-        def on_ready(endpoints: Sequence[Endpoint]) -> None:
-            for endpoint in endpoints:
-                say(f"listening on {endpoint}")
-            for endpoint in config.connect:
-                say(f"connecting to {endpoint}")
+        def on_ready(configs: Sequence[Config]) -> None:
+            for config in configs:
+                of = f"network {config.name}: " if config.name else ""
+                for endpoint in config.listen:
+                    say(f"{of}listening on {endpoint}")
+                for endpoint in config.connect:
+                    say(f"{of}connecting to {endpoint}")
+                for publication in config.network.publications:
+                    say(f"{of}publishing {publication}")
+                for where in config.join_listen:
+                    say(f"{of}letting servers join at {where}")
+                for where in config.join:
+                    say(f"{of}joining {where}")
             notify_ready()
-            nursery.start_soon(_print_arguments, config, endpoints)
+            nursery.start_soon(_print_arguments, configs)
 
-        await serve(config, on_ready, read)
+        await serve(configs, on_ready, read)
         nursery.cancel_scope.cancel()
 
 
-async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> None:
+async def _print_arguments(configs: Sequence[Config]) -> None:
     """Print, for each place where we meet QEMU, the line that the person may paste."""
     import trio
 
-    meetings = [(endpoint, False) for endpoint in endpoints]
-    meetings += [(endpoint, True) for endpoint in config.connect]
+    meetings = [(config, endpoint, False) for config in configs for endpoint in config.listen]
+    meetings += [(config, endpoint, True) for config in configs for endpoint in config.connect]
     # The other end of an inherited connection is somebody's already.
-    meetings = [each for each in meetings if not isinstance(each[0], FdEndpoint)]
+    meetings = [each for each in meetings if not isinstance(each[1], FdEndpoint)]
     if not meetings:
         return
     version, remark = command_lines.NEWEST_KNOWN, "none is installed here"
@@ -293,11 +194,11 @@ async def _print_arguments(config: Config, endpoints: Sequence[Endpoint]) -> Non
         except UserError as error:
             remark = str(error)
     say(f"arguments for QEMU {command_lines.format_version(version)} ({remark}):")
-    for number, (endpoint, qemu_listens) in enumerate(meetings):
+    for number, (config, endpoint, qemu_listens) in enumerate(meetings):
         arguments = command_lines.netdev_arguments(
             version,
             endpoint,
-            mac=command_lines.guest_mac(number),
+            mac=command_lines.guest_mac(_first_number(config) + number),
             mtu=config.network.mtu,
             qemu_listens=qemu_listens,
         )
@@ -315,12 +216,14 @@ async def _run(config: Config, version: command_lines.Version, qemu: Sequence[st
         endpoints: list[Endpoint] = []
         ready = trio.Event()
 
-        def on_ready(places: Sequence[Endpoint]) -> None:
-            endpoints.extend(places)
+        def on_ready(configs: Sequence[Config]) -> None:
+            endpoints.extend(configs[0].listen)
+            for publication in configs[0].network.publications:
+                say(f"publishing {publication}")  # there is no console yet that this would disturb
             ready.set()
 
         async def network() -> None:
-            await serve(config, on_ready)
+            await serve([config], on_ready)
             # A signal came before QEMU was there to get it: all is over.
             nursery.cancel_scope.cancel()
 
@@ -329,11 +232,12 @@ async def _run(config: Config, version: command_lines.Version, qemu: Sequence[st
         meeting = next((each for each in endpoints if not isinstance(each, FdEndpoint)), None)
         if meeting is None:
             raise UserError("QEMU cannot be led to an inherited connection; leave --listen out")
+        number = _first_number(config)
         arguments = command_lines.netdev_arguments(
             version,
             meeting,
             netdev_id=RUN_NETDEV_ID,
-            mac=None,
+            mac=command_lines.guest_mac(number) if number else None,
             device=command_lines.device_for(qemu),
             mtu=config.network.mtu,
         )
@@ -342,16 +246,15 @@ async def _run(config: Config, version: command_lines.Version, qemu: Sequence[st
     return code
 
 
+def _first_number(config: Config) -> int:
+    """Of our guests: those of servers that have joined differ in their MAC addresses, as the leases
+    do."""
+    network = config.network
+    is_joined = config.join or config.join_listen
+    return int(network.first_lease) - int(network.subnet.network_address) if is_joined else 0
+
+
 # ---- words -------------------------------------------------------------------------
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that stand on the command line, raw, as the file would hold them."""
-    return {
-        key: value
-        for key, value in options.items()
-        if not (value is None or value is False or value == ())
-    }
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

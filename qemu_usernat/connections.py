@@ -1,8 +1,8 @@
 """TCP between the guests and the host's world: the table of flows, who opens one, how one ends.
 
-It owns the table and its bounds, who is to be flushed at the end of a turn, and what a segment of
-no flow is told. What a segment means to its flow is for `nat.tcp` to know; where octets come from
-and go to, for the host edge.
+It owns the table, who is to be flushed at the end of a turn, and what a segment of no flow is told.
+What a segment means to its flow is for `nat.tcp` to know; what all flows of a guest may hold, for
+`nat.holdings`; where octets come from and go to, for the host edge.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,23 +17,24 @@ from qemu_usernat.dns_service import DnsService
 from qemu_usernat.gate import Gate
 from qemu_usernat.gateway.dns_gate import DnsGate
 from qemu_usernat.guest_wires import TcpWire
+from qemu_usernat.lan.addressing import Addressing
+from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.alarms import Alarms
+from qemu_usernat.nat.holdings import Holdings
 from qemu_usernat.nat.tcp.flow import TcpFlow
-from qemu_usernat.nat.tcp.opening import TcpSettings, open_flow
+from qemu_usernat.nat.tcp.opening import TcpSettings, new_flow, open_flow
 from qemu_usernat.nat.tcp.sender import HEADERS
+from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import HOST_HOLDS_SOCKET, GuestState
 from qemu_usernat.policy.first_flight import FirstFlightReader
 from qemu_usernat.policy.judge import FlowRequest
+from qemu_usernat.policy.redirects import HostTarget, UnixTarget
 from qemu_usernat.policy.rules import DENY
 from qemu_usernat.primitives.addresses import DNS_PORT, Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback
 from qemu_usernat.primitives.sequence import add
 from qemu_usernat.wire.packets import ACK, FIN, RST, SYN, IpPacket, TcpSegment
-
-FLOWS_MAXIMUM = 65536
-"""Flows and mappings at once, in the table or still ending; beyond it new connections are
-refused. An idle one costs some 10 KiB."""
 
 TIME_WAITS_MAXIMUM = 4096
 """Flows kept in TIME-WAIT; the oldest leaves early."""
@@ -46,6 +47,9 @@ class TcpEdge(Protocol):
         """Begin to connect; `flow.dial` is called before this returns. OSError if there is no
         descriptor."""
 
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        """The same, to a unix socket of the host."""
+
 
 @define(eq=False)
 class Connections:
@@ -56,8 +60,7 @@ class Connections:
     dns: DnsGate
     admission: Admission
     settings: TcpSettings
-    own: frozenset[Address]
-    """Addresses of the gateway itself."""
+    addressing: Addressing
     outward: Mapping[Address, Address]
     """Those of them that stand for others."""
     alarms: Alarms
@@ -66,6 +69,13 @@ class Connections:
     flows: dict[FlowKey, TcpFlow] = field(factory=dict)
     touched: list[TcpFlow] = field(factory=list)
     """Those that are to be flushed at the end of the turn."""
+    everybody: Holdings = field(factory=Holdings)
+    """What all flows hold."""
+    _holdings: dict[tuple[Port | None, bool], Holdings] = field(factory=dict)
+    """The same for each guest that has any, and apart for the clients that call it: what they hold
+    is none of what it may."""
+    _of_address: dict[Address, dict[TcpFlow, None]] = field(factory=dict)
+    """All flows by their guest's address, with those whose place in the table another has taken."""
     _time_waits: dict[TcpFlow, None] = field(factory=dict)
     """Those in TIME-WAIT, the oldest first."""
     _uses: dict[TcpFlow, Callable[[], None]] = field(factory=dict)
@@ -104,6 +114,7 @@ class Connections:
         if flow.finished:
             self._forget(flow)
             return
+        flow.account()
         self.alarms.arm(flow)
         if flow.guest_state is GuestState.TIME_WAIT and flow not in self._time_waits:
             self._time_waits[flow] = None
@@ -117,6 +128,12 @@ class Connections:
     def _forget(self, flow: TcpFlow) -> None:
         if self.flows.get(flow.key) is flow:
             del self.flows[flow.key]
+        of_address = self._of_address.get(flow.key[0], {})
+        if flow in of_address:
+            del of_address[flow]
+            if not of_address:
+                del self._of_address[flow.key[0]]
+            flow.release()
         self._time_waits.pop(flow, None)
         self.alarms.forget(flow)
         release = self._uses.pop(flow, None)
@@ -159,21 +176,16 @@ class Connections:
         elif not segment.flags & RST:
             self._refuse(key, segment, mac)
 
-    def _alive(self) -> set[TcpFlow]:
-        """All flows, with those whose place in the table another one has taken."""
-        waiting = (sleeper for sleeper in self.alarms if isinstance(sleeper, TcpFlow))
-        return {*self.flows.values(), *self.touched, *waiting}
-
     def end_others(self, owner: Guest) -> None:
-        """Flows from the address of `owner` that another machine has opened."""
-        for flow in self._alive():
-            if flow.key[0] == owner.address and flow.decision and flow.decision.guest != owner:
+        """Flows from the address of `owner` whose guest is another machine."""
+        for flow in tuple(self._of_address.get(owner.address, ())):
+            if flow.owner != owner:
                 flow.break_off()
                 self._forget(flow)
 
     def judge_again(self, now: float) -> None:
         """The policy has changed: flows that it does not allow any more are reset, both ways."""
-        for flow in self._alive():
+        for flow in [flow for each in self._of_address.values() for flow in each]:
             decision = flow.decision
             if decision is not None and not self.admission.still_allows(decision):
                 self.counters.count("policy.revoked")
@@ -194,10 +206,11 @@ class Connections:
     ) -> None:
         destination, port = packet.destination, syn.destination_port
         guest = self.delivery.guest_at(mac, packet.source)
-        dns = port == DNS_PORT and (
-            destination in self.own or self.admission.answers_dns(guest, "tcp", destination)
-        )
-        closed = not dns and destination in self.own and destination not in self.outward
+        own = destination in self.addressing.own
+        dns = port == DNS_PORT and (own or self.admission.answers_dns(guest, "tcp", destination))
+        closed = destination in self.addressing.ours and destination not in self.outward
+        if closed:
+            closed = self.admission.target_of(guest, "tcp", destination, port, now) is None
         decision = None
         if not dns and not closed:
             decision = self.admission.admit(guest, "tcp", destination, port, now)
@@ -209,10 +222,11 @@ class Connections:
         wire = TcpWire(self.delivery, mac, key, packet)
         flow = open_flow(key, syn, wire, self.settings, self.counters, now, beyond)
         wire.bind(flow)
-        self.flows[key] = flow
-        self.touch(flow)
-        if len(self.alarms) >= FLOWS_MAXIMUM:
-            self.counters.count("tcp.flows_full")
+        holdings = self._holdings_of(guest, called=False)
+        refused = holdings.refuses_flow()
+        self._begin(flow, guest, holdings)
+        if refused is not None:
+            self.counters.count(refused)
             flow.on_host_failed(None, now)
         elif dns:
             DnsService(flow, partial(self.dns.on_query, guest), self.touch, now)
@@ -225,12 +239,34 @@ class Connections:
         else:
             self._dial(flow, decision, packet.ttl - 1, now)  # one hop is ours (RFC 1812, 5.3.1)
 
+    def _holdings_of(self, owner: Guest, called: bool) -> Holdings:
+        """What those flows of a guest hold that it has begun, or those in which it is called."""
+        whose = self.delivery.switch.port_of(owner.mac), called
+        holdings = self._holdings.get(whose)
+        if holdings is None:
+            self._holdings = {at: each for at, each in self._holdings.items() if each.flows}
+            holdings = self._holdings[whose] = Holdings(self.everybody)
+        return holdings
+
+    def _begin(self, flow: TcpFlow, owner: Guest, holdings: Holdings) -> None:
+        """A new flow of `owner` takes its place."""
+        flow.begin(owner, holdings)
+        self.flows[flow.key] = flow
+        self._of_address.setdefault(flow.key[0], {})[flow] = None
+        self.touch(flow)
+
     def _dial(self, flow: TcpFlow, decision: Decision, ttl: int, now: float) -> None:
         """Call the server; while the policy listens to what the guest says, a gate is before it."""
         flow.decision = decision
         destination, port = decision.request.destination, decision.request.port
         try:
-            self.edge.dial(flow, self.outward.get(destination, destination), port, ttl)
+            match decision.request.redirect:
+                case UnixTarget(path):
+                    self.edge.dial_unix(flow, path)
+                case HostTarget(address, its_port):
+                    self.edge.dial(flow, address, its_port, ttl)
+                case None:
+                    self.edge.dial(flow, self.outward.get(destination, destination), port, ttl)
         except OSError:
             self.counters.count("tcp.no_descriptor")
             flow.on_host_failed(None, now)
@@ -242,6 +278,27 @@ class Connections:
             flow.host = Gate(
                 flow, flow.host, decision, self.admission, reader, self.alarms, self.touch
             )
+
+    def call(self, key: FlowKey, host: HostStream, guest: Guest, now: float) -> TcpFlow | None:
+        """Call `guest` at its end of `key`, for the client of `host`; None where there are as many
+        flows as there may be."""
+        holdings = self._holdings_of(guest, called=True)
+        refused = holdings.refuses_flow()
+        if refused is not None:
+            self.counters.count(refused)
+            return None
+        wire = TcpWire(self.delivery, guest.mac, key)
+        flow = new_flow(key, wire, self.settings, self.counters, now)
+        wire.bind(flow)
+        self._begin(flow, guest, holdings)
+        flow.call(host, now)
+        flow.account()
+        return flow
+
+    def cut(self, flow: TcpFlow) -> None:
+        """End it for both sides, whatever its state."""
+        flow.break_off()
+        self._forget(flow)
 
     def _refuse(self, key: FlowKey, segment: TcpSegment, mac: MacAddress) -> None:
         """A segment of a flow that does not exist is reset (RFC 9293, 3.10.7.1)."""

@@ -15,14 +15,16 @@ from functools import partial
 
 from attrs import define, field
 
-from qemu_usernat.admission import Admission, Guest
+from qemu_usernat.admission import Admission, Decision, Guest
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.guest_wires import UdpWire
+from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.alarms import Alarms
-from qemu_usernat.nat.udp import ADDRESS, QUOTED_PAYLOAD, UdpMapping
+from qemu_usernat.nat.udp import ADDRESS, QUOTED_PAYLOAD, UdpMapping, Where
 from qemu_usernat.nat.udp_table import UdpTable
 from qemu_usernat.policy.judge import FlowRequest
+from qemu_usernat.policy.redirects import HostTarget
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.primitives.addresses import Address, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
@@ -39,8 +41,7 @@ class Datagrams:
     delivery: Delivery
     open_udp: Callable[[UdpMapping], None]
     """Set the mapping's `host`; OSError if there is no descriptor."""
-    own: frozenset[Address]
-    """Addresses of the gateway itself."""
+    addressing: Addressing
     outward: Mapping[Address, Address]
     """Those of them that stand for others."""
     admission: Admission
@@ -68,14 +69,15 @@ class Datagrams:
     ) -> bool:
         """The fast way: send where this mapping has sent before; False if that is not the case."""
         mapping = self.table.by_guest_port.get((source, source_port))
-        outward = self.outward.get(destination, destination)
-        if (
-            mapping is None
-            or is_loopback(destination)  # which `outward` may be, but no guest names
-            or not mapping.is_admitted(outward, destination_port)
-        ):
+        if mapping is None or is_loopback(destination):  # which `outward` may be, but nobody names
             return False
-        self.delivery.on_neighbour(source, mac.tobytes())
+        outward = self.outward.get(destination, destination)
+        peer = mapping.redirected(destination, destination_port)
+        if peer is not None:
+            outward, destination_port = peer
+        elif not mapping.is_admitted(outward, destination_port):
+            return False
+        self.delivery.on_neighbour(source, mac.tobytes(), now)
         mapping.order.move_to_end(mapping)
         mapping.on_guest_datagram(payload, outward, destination_port, head.tobytes(), now)
         return True
@@ -85,19 +87,19 @@ class Datagrams:
     ) -> None:
         """A datagram for the host's world, of a mapping or the first of one; its guest is told
         where it cannot go."""
-        destination = packet.destination
-        if destination in self.own and destination not in self.outward:
-            self.counters.count("udp.closed_port")
-            guest = self.delivery.guest_at(mac, packet.source)
-            request = FlowRequest("udp", destination, datagram.destination_port)
-            self.admission.on_stray(guest, request, now)
-            self.delivery.unreachable(mac, packet, PORT_UNREACHABLE, now, destination)
+        destination, port = packet.destination, datagram.destination_port
+        guest = self.delivery.guest_at(mac, packet.source)
+        if (
+            destination in self.addressing.ours
+            and destination not in self.outward
+            and self.admission.target_of(guest, "udp", destination, port, now) is None
+        ):
+            self._closed(packet, guest, port, now)
             return
-        outward, port = self.outward.get(destination, destination), datagram.destination_port
         mapping = self.mappings.get((packet.source, datagram.source_port))
-        decision = None
-        if mapping is None or not mapping.is_admitted(outward, port):
-            guest = self.delivery.guest_at(mac, packet.source)
+        peer = None if mapping is None else self._known_peer(mapping, destination, port)
+        if mapping is None or peer is None:
+            decision = None
             if not self._is_hairpin(destination, port):
                 decision = self.admission.admit(guest, "udp", destination, port, now)
                 if decision.verdict.action != ALLOW:
@@ -107,12 +109,38 @@ class Datagrams:
             if mapping is None:
                 self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
                 return
-        if decision is not None:
-            mapping.admit(outward, port, decision)
+            peer = self._meet(mapping, destination, port, decision)
         head = packet.header + packet.payload[: UDP_HEADER + QUOTED_PAYLOAD]
         mapping.order.move_to_end(mapping)
-        mapping.on_guest_datagram(datagram.payload, outward, port, head, now)
+        mapping.on_guest_datagram(datagram.payload, *peer, head, now)
         self.alarms.arm(mapping)
+
+    def _closed(self, packet: IpPacket, guest: Guest, port: int, now: float) -> None:
+        """At an address of ours, where nobody listens."""
+        self.counters.count("udp.closed_port")
+        destination = packet.destination
+        self.admission.on_stray(guest, FlowRequest("udp", destination, port), now)
+        self.delivery.unreachable(guest.mac, packet, PORT_UNREACHABLE, now, destination)
+
+    def _known_peer(self, mapping: UdpMapping, destination: Address, port: int) -> Where | None:
+        """To whom a datagram goes if its guest need not be asked for; None if it has to be."""
+        outward = self.outward.get(destination, destination)
+        is_admitted = mapping.is_admitted(outward, port)
+        return mapping.redirected(destination, port) or ((outward, port) if is_admitted else None)
+
+    def _meet(
+        self, mapping: UdpMapping, destination: Address, port: int, decision: Decision | None
+    ) -> Where:
+        """The peer of a guest that may write to `destination`."""
+        outward = self.outward.get(destination, destination)
+        if decision is None:
+            return outward, port
+        target = decision.request.redirect
+        if isinstance(target, HostTarget):
+            mapping.redirect((destination, port), (target.address, target.port), decision)
+            return target.address, target.port
+        mapping.admit(outward, port, decision)
+        return outward, port
 
     def _is_hairpin(self, destination: Address, port: int) -> bool:
         """Whether it is for a mapping of ours, as the host's world sees it, and no policy was
@@ -120,6 +148,7 @@ class Datagrams:
         return (
             port in self.table.by_host_port
             and not self.admission.guards_names
+            and not self.delivery.switch.isolated
             and self.admission.groups.is_of_host(destination)
         )
 
@@ -132,10 +161,8 @@ class Datagrams:
 
     def end_others(self, owner: Guest) -> None:
         """Mappings of the address of `owner` that another machine has opened."""
-        for mapping in self.table:
-            if mapping.key[0] == owner.address and any(
-                decision.guest != owner for _, decision in mapping.admitted()
-            ):
+        for mapping in self.table.of_address(owner.address):
+            if any(decision.guest != owner for _, decision in mapping.admitted()):
                 self.close(mapping)
 
     def judge_again(self) -> None:

@@ -11,7 +11,8 @@ from attrs import define, field
 
 from qemu_usernat.admission import Guest
 from qemu_usernat.gateway.icmp import ErrorLimiter
-from qemu_usernat.lan.port import QUEUE_LIMIT, Port
+from qemu_usernat.lan.places import Places
+from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress, is_loopback
 from qemu_usernat.primitives.counters import Counters
@@ -22,8 +23,8 @@ from qemu_usernat.wire.ipv4 import ipv4_frames
 from qemu_usernat.wire.packets import ICMP, UDP, Buffer, IpPacket
 from qemu_usernat.wire.udp import udp_datagram
 
-NEIGHBOURS_MAXIMUM = 4096
-"""Guests' addresses remembered; the one heard first is forgotten first."""
+PATH_MTUS_MAXIMUM = 4096
+"""Guests' addresses with a narrow way to them; the one heard of first is forgotten first."""
 
 PATH_MTU_MINIMUM = 576  # bytes: what everybody takes (RFC 791); a guest that says less is lying
 
@@ -41,13 +42,21 @@ class Delivery:
     limiter: ErrorLimiter
     counters: Counters
     _neighbours: dict[Address, MacAddress] = field(factory=dict)
-    """Where a guest's address was heard last; oldest first."""
+    """At which MAC address each of `_places` was heard last."""
+    _places: Places[Address] = field(init=False)
+    _heard: dict[Address, MacAddress] = field(factory=dict)
+    """Of `_neighbours`, those that need not be noted again before the next `look`."""
+    neighbours_met: int = 0
+    """How often an address was heard where it had not been before."""
     _path_mtus: dict[Address, int] = field(factory=dict)
     """Guests' addresses with a way behind them that is narrower than their link, in bytes."""
     _identifications: "count[int]" = field(factory=count)
     """Of packets that leave whole, where nobody looks at them unless a guest routes them on."""
     _identifications_of_fragments: "count[int]" = field(factory=count)
     """Those of small packets would soon come round (RFC 4963), with fragments still under way."""
+
+    def __attrs_post_init__(self) -> None:
+        self._places = Places(self._forget_neighbour)
 
     def packet(
         self,
@@ -90,20 +99,48 @@ class Delivery:
         """For a packet that leaves whole."""
         return next(self._identifications) & 0xFFFF
 
-    def on_neighbour(self, address: Address, mac: MacAddress) -> None:
+    def look(self) -> None:
+        """From now on it is noted anew who is heard."""
+        self._heard.clear()
+
+    def on_neighbour(self, address: Address, mac: MacAddress, now: float) -> None:
         """A guest has spoken from `address`: whoever has it now gets what is sent to it.
 
         An address outlives its machine: a new one may have it while old flows still end.
         """
+        if self._heard.get(address) != mac:
+            self._note(address, mac, now)
+
+    def _note(self, address: Address, mac: MacAddress, now: float) -> None:
+        port = self.switch.port_of(mac)
+        if port is None:  # a MAC address that ARP names and no frame has shown
+            return
+        self._places.join(port)
+        if not self._places.learn(address, port, now):
+            self.counters.count("lan.neighbours_full")
+            return
         if self._neighbours.get(address) != mac:
-            if len(self._neighbours) >= NEIGHBOURS_MAXIMUM:
-                del self._neighbours[next(iter(self._neighbours))]
             self._neighbours[address] = mac
+            self.neighbours_met += 1
             self.forget_path_mtu(address)
+        self._heard[address] = mac
+
+    def _forget_neighbour(self, address: Address, port: Port) -> None:
+        """Nobody is known any more to have it."""
+        self._neighbours.pop(address, None)
+        self._heard.pop(address, None)
+        self.forget_path_mtu(address)
 
     def mac_of(self, address: Address) -> MacAddress | None:
-        """Where `address` was heard last."""
+        """Where `address` was heard last; None if it never was, or its link is gone."""
         return self._neighbours.get(address)
+
+    def addresses_at(self, port: Port) -> list[Address]:
+        """Those that were heard at `port`, while it was as it is; the one heard last at the end."""
+        if not port.addresses:
+            return []
+        at = self._neighbours
+        return [each for each in self._places.port_of if at[each] in port.addresses]
 
     def guest_at(self, mac: MacAddress, address: Address) -> Guest:
         """Who speaks, for those who ask who it is."""
@@ -124,9 +161,14 @@ class Delivery:
     def on_link_down(self, port: Port) -> None:
         """The guests behind it are gone."""
         self.limiter.forget(port)
-        for address in tuple(self._path_mtus):
-            if self._neighbours.get(address) in port.addresses:
-                self.forget_path_mtu(address)
+        for address, heard in self._places.leave(port).items():
+            elsewhere = self.switch.port_of(self._neighbours[address])
+            if elsewhere is None:
+                self._forget_neighbour(address, port)
+            else:  # its new link came up before the old one was known to be gone
+                self._places.join(elsewhere)
+                if not self._places.learn(address, elsewhere, heard):
+                    self._forget_neighbour(address, port)
 
     def forget_path_mtu(self, address: Address) -> None:
         """Another machine may have it now."""
@@ -137,7 +179,7 @@ class Delivery:
 
         For good: unfragmented it is never tried again, and larger packets come to no harm.
         """
-        if address not in self._path_mtus and len(self._path_mtus) >= NEIGHBOURS_MAXIMUM:
+        if address not in self._path_mtus and len(self._path_mtus) >= PATH_MTUS_MAXIMUM:
             del self._path_mtus[next(iter(self._path_mtus))]
         known = self._path_mtus.get(address, mtu)
         self._path_mtus[address] = max(PATH_MTU_MINIMUM, min(known, mtu))
@@ -198,16 +240,19 @@ class Delivery:
         return self.gateway_address if is_loopback(address) else address
 
     def reset(self, mac: MacAddress, key: FlowKey, sequence: int, acknowledgment: int,
-              flags: int) -> None:  # fmt: skip
-        """A segment of no flow: the answer to what belongs to none."""
-        port = self.switch.port_of(mac)
-        if port is not None and port.queued < QUEUE_LIMIT:
-            template = self.template(mac, key)
+              flags: int, speaker: MacAddress | None = None) -> None:  # fmt: skip
+        """A segment of no flow: the answer to what belongs to none; from the gateway, or in the
+        name of another guest, and then also to one that is with another server."""
+        port = self.switch.port_of(mac) if speaker is None else self.switch.place_of(mac)
+        if port is not None and port.queued < port.limit:
+            template = self.template(mac, key, speaker)
             port.queued += template.append(port.outbox, sequence, acknowledgment, flags, 0)
 
-    def template(self, mac: MacAddress, key: FlowKey) -> SegmentTemplate:
+    def template(
+        self, mac: MacAddress, key: FlowKey, speaker: MacAddress | None = None
+    ) -> SegmentTemplate:
         """The headers of what a flow says to its guest, who is at `mac`."""
         guest_address, guest_port, host_address, host_port = key
         return SegmentTemplate(
-            mac, self.gateway_mac, host_address, host_port, guest_address, guest_port
+            mac, speaker or self.gateway_mac, host_address, host_port, guest_address, guest_port
         )

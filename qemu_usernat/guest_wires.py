@@ -7,7 +7,7 @@ its link takes anything, they ask `Delivery`.
 from attrs import define, evolve
 
 from qemu_usernat.delivery import Delivery
-from qemu_usernat.lan.port import QUEUE_LIMIT, Port
+from qemu_usernat.lan.port import Port
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.primitives.addresses import Address, FlowKey, MacAddress
 from qemu_usernat.wire.emit import DatagramTemplate
@@ -20,15 +20,19 @@ class TcpWire:
 
     __slots__ = ("_delivery", "_flow", "_key", "_mac", "_mac_of", "_port_of", "_syn", "_template")
 
-    def __init__(self, delivery: Delivery, mac: MacAddress, key: FlowKey, syn: IpPacket) -> None:
-        """`syn` is kept to be quoted, as far as an ICMP error quotes it."""
+    def __init__(
+        self, delivery: Delivery, mac: MacAddress, key: FlowKey, syn: IpPacket | None = None
+    ) -> None:
+        """`syn` is kept to be quoted, as far as an ICMP error quotes it; None if it was ours."""
         self._delivery = delivery
         self._port_of = delivery.switch.port_of
         self._mac_of = delivery.mac_of
         self._key = key
         self._mac = mac
         self._template = delivery.template(mac, key)
-        self._syn = evolve(syn, payload=syn.payload[: QUOTE_MAXIMUM - len(syn.header)])
+        self._syn = None
+        if syn is not None:
+            self._syn = evolve(syn, payload=syn.payload[: QUOTE_MAXIMUM - len(syn.header)])
         self._flow: TcpFlow | None = None
 
     def bind(self, flow: TcpFlow) -> None:
@@ -76,7 +80,7 @@ class TcpWire:
         port = self._port_of(self._mac)
         if port is None:
             self._delivery.counters.count("lan.guest_absent")
-        elif port.queued >= QUEUE_LIMIT:
+        elif port.queued >= port.limit:
             self._delivery.counters.count("link.queue_full")
         else:
             return port
@@ -84,6 +88,7 @@ class TcpWire:
 
     def refuse(self, error: IcmpError, now: float) -> None:
         """An ICMP error about the SYN."""
+        assert self._syn is not None, "only who has called can be refused"
         self._delivery.error(self._mac, self._syn, error, now)
 
     def stalled(self) -> bool:
@@ -120,7 +125,7 @@ class UdpWire:
         if port is None or _HEADERS + len(payload) > delivery.mtu_to(mac, address):
             delivery.datagram(mac, seen, source_port, address, self.port, payload)
             return
-        if port.queued >= QUEUE_LIMIT:
+        if port.queued >= port.limit:
             delivery.counters.count("link.queue_full")
             return
         template = self._template

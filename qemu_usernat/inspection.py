@@ -23,6 +23,7 @@ from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import ANY_IPV4, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.services import Services
+from qemu_usernat.visits import Visits
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.headers import peek_fragment
 from qemu_usernat.wire.icmp import (
@@ -65,6 +66,7 @@ class Inspection:
     services: Services
     connections: Connections
     datagrams: Datagrams
+    visits: Visits
     pings: Pings
     admission: Admission
     counters: Counters
@@ -73,7 +75,12 @@ class Inspection:
 
     def __attrs_post_init__(self) -> None:
         self.guest_errors = GuestErrors(
-            self.delivery, self.connections, self.datagrams, self.pings, self.counters
+            self.delivery,
+            self.connections,
+            self.datagrams,
+            self.visits,
+            self.pings,
+            self.counters,
         )
         self._reassembler = Reassembler(self.counters)
 
@@ -135,7 +142,7 @@ class Inspection:
             self.counters.count("ipv4.spoofed_source")
             self._tell_refusal(packet, mac, Why.SPOOFED, now)
             return
-        self.delivery.on_neighbour(packet.source, mac)
+        self.delivery.on_neighbour(packet.source, mac, now)
         whole: IpPacket | None = packet
         if self.addressing.is_for_gateway(packet.destination) or self._may_leave(packet, mac, now):
             if packet.more_fragments or packet.fragment_offset:
@@ -157,6 +164,12 @@ class Inspection:
         if is_martian(destination):  # 0.0.0.0 would dial the host's loopback
             self.counters.count("ipv4.martian_destination")
             self._tell_refusal(packet, mac, Why.MARTIAN, now)
+            self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
+            return False
+        if self.addressing.is_local(destination) and self.switch.isolated:
+            # No host unreachable: that is a passing trouble, and would be a lie of one who is here.
+            self.counters.count("ipv4.isolated")
+            self._tell_refusal(packet, mac, Why.ISOLATED, now)
             self.delivery.unreachable(mac, packet, ADMINISTRATIVELY_PROHIBITED, now)
             return False
         if self.addressing.is_local(destination):
@@ -191,6 +204,9 @@ class Inspection:
         content = decode_transport(packet)
         group = self.addressing.is_group(packet.destination)
         if isinstance(content, UdpDatagram):
+            ends = packet.source, content.source_port, packet.destination, content.destination_port
+            if self.visits.on_reply(ends, content.payload, mac, now):
+                return
             if self.services.on_datagram(content, packet, mac, now):
                 return
             if group:
@@ -205,7 +221,7 @@ class Inspection:
             self.guest_errors.on_error(content, packet)
         elif isinstance(content, TcpSegment):
             self.connections.on_segment(content, packet, mac, now)
-        elif packet.destination in self.addressing.own:
+        elif packet.destination in self.addressing.ours:
             self.services.on_icmp(content, packet, mac, now)
         else:
             self.pings.on_message(content, packet, mac, now)

@@ -31,6 +31,8 @@ class Audit:
 
     path: Path | None = None
     """Lines of JSON are appended there."""
+    network: str = ""
+    """What its lines say that they are of; nothing where there is but one network."""
     clock: Callable[[], float] = time.time
     """Seconds since 1970."""
     _repeats: Repeats = field(factory=Repeats)
@@ -52,7 +54,9 @@ class Audit:
     def on_decision(self, decision: Decision, now: float) -> None:
         """The policy has spoken."""
         if self._file is not None or self._listeners:
-            self._tell(self._repeats.on_record(record_of(decision, self.clock()), now))
+            self._tell(
+                self._repeats.on_record(record_of(decision, self.clock(), self.network), now)
+            )
 
     def deadline(self) -> float:
         """When there may be something to tell of what was repeated."""
@@ -109,13 +113,14 @@ class Audit:
             self._file = None
 
 
-def record_of(decision: Decision, moment: float) -> AuditRecord:
+def record_of(decision: Decision, moment: float, network: str = "") -> AuditRecord:
     """The record of a decision at a moment in seconds since 1970."""
     guest, request = decision.guest, decision.request
     return AuditRecord.of(
         request,
         decision.verdict,
         time=moment,
+        network=network or None,
         guest=format_mac(guest.mac),
         link=guest.link,
         source=format_address(guest.address) if any(guest.address) else None,

@@ -60,7 +60,7 @@ class Pings:
         flow = self.flows.get(source, {}).get(identifier)
         if flow is None or not flow.is_admitted(destination):
             return False
-        self.delivery.on_neighbour(source, mac.tobytes())
+        self.delivery.on_neighbour(source, mac.tobytes(), now)
         self._is_last(flow)
         flow.on_guest_request(destination, sequence, payload, head.tobytes(), now)
         return True

@@ -14,6 +14,7 @@ from typing import Protocol
 from attrs import define, field
 
 from qemu_usernat.admission import Admission
+from qemu_usernat.arrivals import Arrivals
 from qemu_usernat.config.network import Network
 from qemu_usernat.connections import Connections, TcpEdge
 from qemu_usernat.datagrams import Datagrams
@@ -26,10 +27,13 @@ from qemu_usernat.gateway.icmp import ErrorLimiter
 from qemu_usernat.gateway.tftp import OpenFile
 from qemu_usernat.inspection import Inspection
 from qemu_usernat.lan.addressing import Addressing
-from qemu_usernat.lan.port import STALLED_AT, Port
+from qemu_usernat.lan.joins import Joins, server_identifier
+from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
+from qemu_usernat.lan_gate import LanGate
 from qemu_usernat.nat.alarms import Alarms
 from qemu_usernat.nat.echo import QUOTED, EchoFlow
+from qemu_usernat.nat.faces import Faces
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.tcp.opening import TcpSettings
 from qemu_usernat.nat.udp import QUOTED_PAYLOAD, UdpMapping
@@ -43,6 +47,8 @@ from qemu_usernat.primitives.addresses import (
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import BugCallback, Malformed, surface
 from qemu_usernat.services import SERVICE_PORTS, Services
+from qemu_usernat.visits import Visits
+from qemu_usernat.whereabouts import Whereabouts
 from qemu_usernat.wire.emit import ETHERNET_HEADER
 from qemu_usernat.wire.headers import Peeked, peek
 from qemu_usernat.wire.ipv4 import HEADER as IP_HEADER
@@ -87,10 +93,15 @@ class Router:
     connections: Connections = field(init=False)
     datagrams: Datagrams = field(init=False)
     pings: Pings = field(init=False)
+    arrivals: Arrivals = field(init=False)
+    visits: Visits = field(init=False)
     alarms: Alarms = field(factory=Alarms)
+    joins: Joins = field(init=False)
     _delivery: Delivery = field(init=False)
     _services: Services = field(init=False)
     _inspection: Inspection = field(init=False)
+    _whereabouts: Whereabouts = field(init=False)
+    _lan_gate: LanGate = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         network, counters = self.network, self.counters
@@ -98,7 +109,10 @@ class Router:
         gateway = network.gateway.packed
         outward = {gateway: LOOPBACK_IPV4} if network.host_loopback else {}
         self.switch = Switch(network.gateway_mac, self.on_frame, counters)
+        self.switch.isolated = network.isolate
+        self.switch.guard_sources(self._guards(self.admission.guards_names))
         self.switch.guard.is_guest = addressing.is_guest
+        self.switch.guard.is_leased_here = network.leases
         self.switch.guard.on_owner = self._on_owner
         self.switch.guard.reserved = {
             each.address.packed: each.mac for each in network.reservations
@@ -107,11 +121,13 @@ class Router:
         self._delivery = Delivery(
             self.switch, network.gateway_mac, gateway, network.mtu, limiter, counters
         )
-        self.dns_gate = DnsGate(self.dns, self.admission, counters, self.switch.port_of)
+        self.dns_gate = DnsGate(
+            self.dns, self.admission, counters, self.switch.port_of, network.isolate
+        )
         self.datagrams = Datagrams(
             self._delivery,
             self.edge.open_udp,
-            addressing.own,
+            addressing,
             outward,
             self.admission,
             self.alarms,
@@ -124,7 +140,7 @@ class Router:
             self.dns_gate,
             self.admission,
             TcpSettings(network.mtu, self.secret, network.congestion),
-            addressing.own,
+            addressing,
             outward,
             self.alarms,
             counters,
@@ -133,15 +149,27 @@ class Router:
         self.pings = Pings(
             self._delivery, self.edge.open_echo, self.admission, self.alarms, counters
         )
+        self._lan_gate = LanGate(
+            addressing, self.switch.guard, self._delivery, self.admission, counters
+        )
+        self.switch.lets_pass = self._lan_gate.lets_pass
+        self.joins = Joins(network, server_identifier(self.secret), self.switch, counters)
         self._services = Services(
             addressing,
             self.switch,
+            self.joins,
             self._delivery,
             self.dns_gate,
             self.admission,
             counters,
             self.open_file,
         )
+        where = Whereabouts(addressing, self.switch, self._delivery, self._services)
+        faces = Faces(addressing, network.publish_source)
+        self._whereabouts = where
+        self.arrivals = Arrivals(where, self.connections, faces, counters)
+        self.visits = Visits(where, self._delivery, self.datagrams, faces, counters)
+        self.joins.told = self._services.told
         self._inspection = Inspection(
             addressing,
             self.switch,
@@ -149,6 +177,7 @@ class Router:
             self._services,
             self.connections,
             self.datagrams,
+            self.visits,
             self.pings,
             self.admission,
             counters,
@@ -162,6 +191,13 @@ class Router:
 
     def end_turn(self, now: float) -> None:
         """Let every touched flow pay what it owes, and every port send."""
+        if now >= self.switch.next_look:
+            self.switch.look(now)
+            self._delivery.look()
+        if self._whereabouts.news(now):
+            self.arrivals.on_news(now)
+            self.visits.on_news(now)
+            self.joins.look(self.dhcp.version)
         while True:
             self.edge.flush(now)
             self.connections.flush(now)
@@ -173,7 +209,7 @@ class Router:
         for port in tuple(self.switch.ports):
             if port.outbox:
                 port.transmit()
-            if port.waiting and port.queued < STALLED_AT:
+            if port.waiting and port.queued < port.stalled_at:
                 self._wake(port)
 
     def _wake(self, port: Port) -> None:
@@ -187,6 +223,14 @@ class Router:
         self.switch.guard.forget(port.addresses)
         self._services.on_link_down(port, now)
         self._delivery.on_link_down(port)
+        self._whereabouts.on_link_down(port, now)
+        self._lan_gate.on_link_down(port)
+
+    def on_join_down(self, port: Port, now: float) -> None:
+        """Another server is gone, and its guests with it, but for those that have come to us."""
+        machines = self.switch.guard.leave(port) | port.addresses.keys()
+        self.switch.guard.forget(each for each in machines if self.switch.port_of(each) is None)
+        self._lan_gate.on_link_down(port)
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
@@ -195,6 +239,9 @@ class Router:
             self._inspection.deadline(),
             self.dns.deadline(),
             self._services.deadline(),
+            self.arrivals.deadline(),
+            self.visits.deadline(),
+            self.joins.deadline(),
         )
 
     def on_deadline(self, now: float) -> None:
@@ -213,6 +260,10 @@ class Router:
         if self.dns.deadline() <= now:
             self.dns.on_deadline(now)
         self._services.on_deadline(now)
+        self.arrivals.on_deadline(now)
+        self.visits.on_deadline(now)
+        if self.joins.deadline() <= now:
+            self.joins.on_deadline(now)
 
     def _on_owner(self, address: Address, mac: MacAddress) -> None:
         """What another machine has begun from the address of this one is not this one's; at another
@@ -220,21 +271,28 @@ class Router:
         owner = self._delivery.guest_at(mac, address)
         self.connections.end_others(owner)
         self.datagrams.end_others(owner)
+        self.visits.end_others(owner)
         self.pings.end_others(owner)
 
     def on_policy(self, guarded: bool, now: float) -> None:
         """The policy has changed: what it does not allow any more ends now."""
         was_guarded = self.switch.guard.on
-        self.switch.guard_sources(guarded)
-        if guarded and not was_guarded:
+        self.switch.guard_sources(self._guards(guarded))
+        if self.switch.guard.on and not was_guarded:
             for lease in self.dhcp.leases(now):
                 self.switch.guard.bind(lease.address, lease.mac)
         self.connections.judge_again(now)
         self.datagrams.judge_again()
         self.pings.judge_again()
+        self._lan_gate.on_policy(guarded)
+
+    def _guards(self, has_policy: bool) -> bool:
+        """Whether it is looked at who speaks: where something depends on that."""
+        return has_policy or self.network.isolate
 
     def close(self) -> None:
         """Give every descriptor of the host back."""
+        self.arrivals.close_all()
         for sleeper in tuple(self.alarms):  # every flow and mapping has a deadline
             if isinstance(sleeper, TcpFlow):
                 sleeper.abandon()
@@ -302,10 +360,11 @@ class Router:
         guard = self.switch.guard
         if guard.on and not guard.is_owner(source, self.switch.speaker):
             return False
-        if self._services.tftp is not None:
-            key = (source, source_port, destination, destination_port)
-            if self._services.on_known(key, frame[start:end], now):
-                return True
+        key = (source, source_port, destination, destination_port)
+        if key in self.visits.by_key:
+            return self.visits.on_reply(key, frame[start:end], frame[6:12].tobytes(), now)
+        if self._services.tftp is not None and self._services.on_known(key, frame[start:end], now):
+            return True
         if destination_port not in SERVICE_PORTS:
             return self.datagrams.on_known(
                 source, source_port, destination, destination_port, frame[start:end],

@@ -22,9 +22,11 @@ from qemu_usernat.gateway.icmp import EchoResponder
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.gateway.tftp import TFTP_PORT, OpenFile, TftpServer
 from qemu_usernat.lan.addressing import Addressing
+from qemu_usernat.lan.joins import Joins
 from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.policy.judge import FlowRequest
+from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import DNS_PORT, Address, FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.wire.arp import arp_frame
@@ -54,7 +56,8 @@ class _Names:
     """Guests and their names, as the leases of one version say under one policy or none."""
 
     names: tuple[tuple[Address, str], ...]
-    version: int
+    version: tuple[int, int]
+    """Of the leases, and of what other servers say."""
     guards: bool
     until: float
     """When the first of the leases ends."""
@@ -66,6 +69,7 @@ class Services:
 
     addressing: Addressing
     switch: Switch
+    joins: Joins
     delivery: Delivery
     dns_gate: DnsGate
     admission: Admission
@@ -82,7 +86,7 @@ class Services:
 
     def __attrs_post_init__(self) -> None:
         network = self.addressing.network
-        self._arp = ArpResponder(network.gateway_mac, self.addressing.own)
+        self._arp = ArpResponder(network.gateway_mac, self.addressing.ours)
         self.dhcp = DhcpServer(_dhcp_settings(network), self.counters)
         self.dns_gate.forwarder.zone.guests = self._guest_names
         self._reserved = {each.name: each.mac for each in network.reservations if each.name}
@@ -112,13 +116,22 @@ class Services:
 
     def is_here(self, address: Address, now: float) -> bool:
         """Whether it is ours, or of a guest that has spoken from it or has leased it."""
-        known = address in self.addressing.own or self.delivery.mac_of(address) is not None
+        known = address in self.addressing.ours or self.delivery.mac_of(address) is not None
         return known or self.dhcp.has_leased(address, now)
+
+    def guest_named(self, label: str, now: float) -> Address | None:
+        """Who has that name in the network's domain, or is to have it."""
+        found = self.dns_gate.forwarder.zone.guest(label, now)
+        if found is None:
+            reserved = self.addressing.network.reservations
+            found = next((each.address.packed for each in reserved if each.name == label), None)
+        return found
 
     def _guest_names(self, now: float) -> Sequence[tuple[Address, str]]:
         """The guests that have an address and a name: the same object until that may change."""
         known = self._names
-        version, guards = self.dhcp.version, self.admission.guards_names
+        version = self.dhcp.version, self.joins.version
+        guards = self.admission.guards_names
         if (
             known is None
             or (known.version, known.guards) != (version, guards)
@@ -126,8 +139,27 @@ class Services:
         ):
             leases = self.dhcp.leases(now)
             until = min((lease.expires for lease in leases), default=inf)
-            known = self._names = _Names(tuple(self._named(leases)), version, guards, until)
+            known = self._names = _Names(
+                (*self._named(leases), *self._of_others(leases)), version, guards, until
+            )
         return known.names
+
+    def told(self, now: float) -> Sequence[tuple[Address, str]]:
+        """What other servers are told: addresses that are given away here, and names."""
+        leases = self.dhcp.leases(now)
+        names = dict(self._named(leases))
+        kept = {each.address.packed: each.name for each in self.addressing.network.reservations}
+        return tuple(
+            (kept | {each.address: names.get(each.address, "") for each in leases}).items()
+        )
+
+    def _of_others(self, leases: Iterable[HeldLease]) -> Iterator[tuple[Address, str]]:
+        """Guests of other servers, by names that nobody has here and that are kept for nobody."""
+        here = {name for _, name in self._named(leases)} | NEVER_CHOSEN | self._reserved.keys()
+        if self._may_choose():
+            for address, name in self.joins.guests():
+                if name and name not in here and self.addressing.is_guest(address):
+                    yield address, name
 
     def _named(self, leases: Iterable[HeldLease]) -> Iterator[tuple[Address, str]]:
         """Those that may have the names that they have given themselves, or were given.
@@ -135,8 +167,7 @@ class Services:
         Where a policy holds, one chooses its own name below `.internal` only: in a domain that the
         world has, too, it would be to its neighbours what is somebody else's there.
         """
-        domain = self.dns_gate.forwarder.zone.domain
-        may_choose = domain.is_subdomain(INTERNAL) or not self.admission.guards_names
+        may_choose = self._may_choose()
         for lease in leases:
             owner = self._reserved.get(lease.name)
             if lease.name and (
@@ -145,15 +176,24 @@ class Services:
             ):
                 yield lease.address, lease.name
 
+    def _may_choose(self) -> bool:
+        domain = self.dns_gate.forwarder.zone.domain
+        return domain.is_subdomain(INTERNAL) or not self.admission.guards_names
+
     # -- neighbours
 
     def on_arp(self, arp: Arp, mac: MacAddress, now: float) -> None:
         """A guest looks for somebody, or says who it is."""
         if self.addressing.is_guest(arp.sender_address):
-            if not self.switch.guard.may_use(arp.sender_address, arp.sender_mac):
+            guard = self.switch.guard
+            is_its_own = arp.sender_mac == mac or not guard.on
+            if not is_its_own or not guard.may_use(arp.sender_address, mac):
                 self.counters.count("arp.spoofed_sender")
+                guest = self.delivery.guest_at(mac, arp.sender_address)
+                request = FlowRequest("arp", arp.target_address, 0)
+                self.admission.refuse(guest, request, Why.SPOOFED, now)
                 return
-            self.delivery.on_neighbour(arp.sender_address, arp.sender_mac)
+            self.delivery.on_neighbour(arp.sender_address, arp.sender_mac, now)
         answer = self._arp.answer(arp, now)
         if answer is not None:
             to = answer.target_mac
@@ -256,7 +296,7 @@ class Services:
         if destination not in self.addressing.own or not self.addressing.is_guest(source):
             return False
         guest = mac.tobytes()
-        self.delivery.on_neighbour(source, guest)
+        self.delivery.on_neighbour(source, guest, now)
         self._on_dns(guest, source, source_port, destination, message.tobytes(), now)
         return True
 
@@ -296,7 +336,7 @@ def _dhcp_settings(network: Network) -> DhcpSettings:
         dns_servers=(nameserver,),
         first=network.first_lease.packed,
         last=network.last_lease.packed,
-        reserved=frozenset({gateway, nameserver}),
+        reserved=frozenset({gateway, nameserver, *network.stand_ins}),
         mtu=network.mtu,
         lease_time=network.lease_time,
         domain=network.domain,

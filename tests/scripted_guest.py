@@ -13,6 +13,7 @@ from attrs import define, evolve, field, frozen
 from dns import name
 
 from qemu_usernat.admission import Admission
+from qemu_usernat.config.configuration import implicit_policy
 from qemu_usernat.config.network import Network
 from qemu_usernat.gateway.dns import DnsForwarder, Upstream
 from qemu_usernat.gateway.dns_zone import Zone
@@ -22,6 +23,7 @@ from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.policy.groups import Groups
+from qemu_usernat.policy.redirects import Redirects
 from qemu_usernat.primitives.addresses import Address, format_address, parse_mac
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.sequence import difference
@@ -320,6 +322,9 @@ class ScriptedHost:
         if self.on_dial is not None:
             self.on_dial(server)
 
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        self.dial(flow, path.encode(), 0, 0)
+
     def open_udp(self, mapping: UdpMapping) -> None:
         self._take_descriptor()
         port = 20000 + len(self.sockets)
@@ -476,6 +481,22 @@ class ScriptedGuest:
         )
         return ethernet(arp.ljust(46, b"\0"), self.mac, BROADCAST_MAC, 0x0806)
 
+    def answers_who_has(self) -> bytes:
+        """That it is here, to the gateway."""
+        arp = struct.pack(
+            ">HHBBH6s4s6s4s",
+            1,
+            0x0800,
+            6,
+            4,
+            2,
+            self.mac,
+            packed(self.address),
+            GATEWAY_MAC,
+            packed(GATEWAY),
+        )
+        return ethernet(arp.ljust(46, b"\0"), self.mac, GATEWAY_MAC, 0x0806)
+
     # hearing
 
     def frames(self) -> list[bytes]:
@@ -611,7 +632,9 @@ class ScriptedNetwork:
         gateway, nameserver = self.settings.gateway.packed, self.settings.nameserver.packed
         zone = Zone(gateway, nameserver, 24, domain, self.settings.records)
         forwarder = DnsForwarder(zone, lambda: dns, self.resolvers, lambda: 0x4242, self.counters)
-        self.admission = Admission(Groups(public=TEST_NETWORKS))
+        redirects = Redirects(self.settings.redirects)
+        implicit = implicit_policy(self.settings)
+        self.admission = Admission(Groups(public=TEST_NETWORKS), implicit, redirects=redirects)
         self.router = Router(
             self.settings,
             self.host,
@@ -652,5 +675,7 @@ class ScriptedNetwork:
         assert not self.router.datagrams.mappings
         assert not self.router.pings.flows
         assert not self.router.connections._time_waits
+        held = self.router.connections.everybody
+        assert (held.flows, held.half_open, held.octets) == (0, 0, 0)
         assert len(self.router.alarms) == 0
         assert self.router.deadline() == NEVER

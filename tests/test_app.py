@@ -17,10 +17,11 @@ import structlog
 import trio
 import trio.testing
 
-from qemu_usernat.app import Server, serve
-from qemu_usernat.config import Endpoint, UnixEndpoint
+from qemu_usernat.app import serve
+from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
+from qemu_usernat.server import Server
 from qemu_usernat.wire.icmp import ECHO_REPLY
 from qemu_usernat.wire.packets import ACK, PSH, SYN
 from tests.host.loopback import open_descriptors, port_of
@@ -105,13 +106,13 @@ async def serving(config: Config) -> AsyncIterator[None]:
     """The server of `config`, until the block ends."""
     ready = trio.Event()
 
-    def on_ready(endpoints: Sequence[Endpoint]) -> None:
-        assert list(endpoints) == list(config.listen)
+    def on_ready(configs: Sequence[Config]) -> None:
+        assert list(configs) == [config]
         ready.set()
 
     with trio.fail_after(WAIT):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, config, on_ready)
+            nursery.start_soon(serve, [config], on_ready)
             await ready.wait()
             yield
             nursery.cancel_scope.cancel()
@@ -310,7 +311,10 @@ async def test_sigusr1_tells_what_there_is_and_what_was_counted(
     server = tcp_server(stack)
     async with serving_process(path) as process:
         assert process.stderr is not None
-        assert await report_of(process) == {"links": 0, "mappings": 0, "pings": 0}
+        assert await report_of(process) == {
+        "links": 0, "joins": 0, "mappings": 0, "pings": 0, "published": 0,
+        "publish_waiting": 0, "visits": 0,
+    }  # fmt: skip
         qemu = await Qemu.connect(path)
         connection = await qemu.connects_to(server)
         peer = accepted(stack, server)
@@ -320,7 +324,9 @@ async def test_sigusr1_tells_what_there_is_and_what_was_counted(
         assert (await qemu.hears()).icmp.type == 3
         for _ in range(2):
             assert await report_of(process) == {
-                "links": 1, "mappings": 1, "pings": 0, "flows.ESTABLISHED": 1,
+                "links": 1, "joins": 0, "mappings": 1, "pings": 0, "published": 0,
+                "publish_waiting": 0, "visits": 0,
+                "flows.ESTABLISHED": 1,
                 "ethernet.unknown_type": 1,
             }  # fmt: skip
         peer.sendall(b"undisturbed")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 
-from qemu_usernat.app import BUGS_TOLD, Server
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.endpoints import UnixEndpoint
 from qemu_usernat.nat.tcp.flow import TcpFlow
+from qemu_usernat.server import BUGS_TOLD, Server
 from qemu_usernat.services import Services
 from qemu_usernat.wire.packets import ACK, PSH, RST
 from tests.host.loopback import LoopbackRoom

@@ -36,15 +36,17 @@ class Network:
 
     async def serve(
         self,
-        config: Config,
-        on_ready: Callable[[Sequence[Endpoint]], None],
-        read: Callable[[], Config] | None = None,
+        configs: Sequence[Config],
+        on_ready: Callable[[Sequence[Config]], None],
+        read: Callable[[], Sequence[Config]] | None = None,
     ) -> None:
         """As `app.serve`."""
-        self.configs.append(config)
+        self.configs += configs
         if not self.ready:
             return
-        on_ready(config.listen if self.endpoints is None else self.endpoints)
+        if self.endpoints is not None:
+            configs = [attrs.evolve(each, listen=tuple(self.endpoints)) for each in configs]
+        on_ready(configs)
         self.then()
         if self.wait_until_idle:
             await trio.testing.wait_all_tasks_blocked()
@@ -87,7 +89,7 @@ def test_every_option_arrives(network: Network) -> None:
     """What is typed is what the network is told."""
     arguments = "serve --listen unix:/a --listen tcp:[::1]:0 --connect unix:/b --mtu 1500"
     arguments += " --host-loopback --congestion cubic --dns 9.9.9.9 --dns 127.0.0.1:5353 -v"
-    arguments += " --udp-filtering endpoint"
+    arguments += " --udp-filtering endpoint --isolate"
     assert main(arguments.split()) == 0
     (config,) = network.configs
     assert config.listen == (UnixEndpoint("/a"), TcpEndpoint("::1", 0))
@@ -95,6 +97,7 @@ def test_every_option_arrives(network: Network) -> None:
     assert config.verbose
     assert config.network.mtu == 1500
     assert config.network.host_loopback
+    assert config.network.isolate
     assert config.network.congestion == "cubic"
     assert config.network.udp_filtering == "endpoint"
     assert config.network.dns == (
@@ -160,6 +163,30 @@ def test_once_it_listens_it_prints_what_to_paste(
         "reconnect-ms=1000",
         "stream,id=net0,server=on,addr.type=unix,addr.path=/c",
     ]
+
+
+def test_guests_of_joined_servers_are_told_apart(
+    network: Network, qemu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is pasted at either: on one LAN each machine has a MAC address of its own."""
+    macs = []
+    for option in ("--join-listen=unix:/j", "--join=unix:/j"):
+        network.endpoints = [UnixEndpoint("/a"), UnixEndpoint("/b")]
+        lines = run_until_printed(network, monkeypatch, ["serve", "--listen", "unix:/a", option], 6)
+        macs += [line.partition("mac=")[2].partition(",")[0] for line in lines[-2:]]
+    assert all(macs)
+    assert len(set(macs)) == 4
+
+
+def test_run_gives_a_guest_of_a_joined_server_a_mac_address(network: Network, qemu: Path) -> None:
+    """Another one at each server, and none beside no join."""
+    macs = []
+    for options in ([], ["--join-listen=unix:/j"], ["--join=unix:/j"]):
+        network.forever = True
+        assert main(["run", *options, "--", "qemu-system-x86_64"]) == 3
+        macs.append(qemu.read_text().partition("mac=")[2].partition(",")[0])
+    assert macs[0] == ""
+    assert len(set(macs)) == 3
 
 
 def test_systemd_is_told_when_it_listens_and_not_before(

@@ -7,8 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from qemu_usernat import arrivals, lan_flows, pings, visits
 from qemu_usernat.config import read_config
 from qemu_usernat.config.boot import KINDS
+from qemu_usernat.gateway import dns, icmp, tftp
+from qemu_usernat.lan import places, port, switch
+from qemu_usernat.nat import fragments, holdings, udp_table
+from qemu_usernat.policy.redirects import Redirects
+from qemu_usernat.primitives.addresses import parse_address
+from qemu_usernat.primitives.counters import MEANINGS
 from tests.kernel.conditions import CONDITIONS
 from tools import counters, goodput, tcp_states
 
@@ -157,3 +164,65 @@ def test_the_page_of_network_boot_is_true(tmp_path: Path) -> None:
         assert server.stdout.readline().startswith("listening on unix:")
         server.terminate()
     assert server.returncode == 0
+
+
+def test_the_page_of_redirects_is_true(tmp_path: Path) -> None:
+    """Its example loads, and leads where its words say."""
+    page = (ROOT / "docs" / "redirects.md").read_text()
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "net.toml"
+    file.write_text(example)
+    redirects = Redirects(read_config(file, {"listen": ["unix:/tmp/x"]}).network.redirects)
+    led = [
+        redirects.target_of(protocol, parse_address(address), port, name)
+        for protocol, address, port, name in (
+            ("tcp", "8.8.8.8", 443, "pypi.org"),
+            ("tcp", "169.254.169.254", 80, None),
+            ("tcp", "10.0.2.100", 27000, None),
+            ("udp", "8.8.8.8", 123, None),
+            ("tcp", "8.8.8.8", 443, "example.org"),
+        )
+    ]
+    assert list(map(str, led)) == [
+        "127.0.0.1:3141",
+        "unix:/run/metadata.sock",
+        "unix:/run/license-server.sock",
+        "192.168.1.1:123",
+        "None",
+    ]
+
+
+def test_the_page_of_limits_is_true() -> None:
+    """Its counters are those of the register, and its numbers those that the code holds to."""
+    page = (ROOT / "docs" / "limits.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row[4])} <= set(MEANINGS)
+    numbers = [re.findall(r"\d[\d,]*\b(?: [MG]iB)?", " / ".join(row[1:3])) for row in rows]
+    mib = 1 << 20
+    assert numbers == [
+        [f"{holdings.FLOWS_PER_GUEST:,}", f"{holdings.FLOWS_MAXIMUM:,}"],
+        [f"{holdings.HALF_OPEN_PER_GUEST:,}", f"{holdings.HALF_OPEN_MAXIMUM:,}"],
+        [
+            f"{holdings.OCTETS_PER_GUEST // mib} MiB",
+            f"{holdings.OCTETS_MAXIMUM // mib // 1024} GiB",
+        ],
+        [f"{udp_table.MAPPINGS_PER_GUEST:,}", f"{udp_table.MAPPINGS_MAXIMUM:,}"],
+        [f"{pings.FLOWS_OF_GUEST_MAXIMUM}", f"{pings.FLOWS_MAXIMUM:,}"],
+        [f"{icmp.ERRORS_AT_ONCE:.0f}", f"{icmp.ERRORS_PER_SECOND:,.0f}"],
+        [
+            f"{fragments.DATAGRAMS_PER_GUEST}",
+            f"{fragments.BYTES_PER_GUEST // mib} MiB",
+            f"{fragments.BYTES_MAXIMUM // mib} MiB",
+        ],
+        [f"{dns.GUEST_PENDING_MAXIMUM:,}", f"{dns.PENDING_MAXIMUM:,}"],
+        [f"{tftp.GUEST_TRANSFERS_MAXIMUM}", f"{tftp.TRANSFERS_MAXIMUM}"],
+        [f"{places.PLACES_PER_PORT}", f"{places.PLACES_MAXIMUM:,}"],
+        [f"{places.PLACES_PER_PORT}", f"{places.PLACES_MAXIMUM:,}"],
+        [f"{switch.FLOODS_AT_ONCE:,.0f}", f"{switch.FLOODS_PER_SECOND:,.0f}"],
+        [f"{port.QUEUE_LIMIT // mib} MiB", f"{port.QUEUES_LIMIT // mib} MiB"],
+        [f"{lan_flows.FLOWS_OF_GUEST_MAXIMUM:,}", f"{lan_flows.FLOWS_MAXIMUM:,}"],
+        [f"{visits.VISITS_PER_PORT:,}", f"{visits.VISITS_MAXIMUM:,}"],
+        [f"{arrivals.WAITING_PER_PORT}", f"{arrivals.WAITING_MAXIMUM:,}"],
+        [f"{visits.HELD_MAXIMUM}"],
+    ]

@@ -4,9 +4,11 @@ import os
 import selectors
 import socket
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from qemu_usernat import poller as poller_module
 from qemu_usernat.poller import Poller
 
 
@@ -136,8 +138,11 @@ def test_a_handler_may_forget_others_in_the_middle_of_a_round(poller: Poller, pa
     assert not poller.wait()
 
 
-def test_who_has_more_to_do_is_called_in_the_next_round(poller: Poller) -> None:
+def test_who_has_more_to_do_is_called_in_the_next_round(
+    poller: Poller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any socket being ready: waiting ends at once, trio wakes, and then it is quiet."""
+    monkeypatch.setattr(poller_module, "AGAIN_TIME", 60)
     called: list[tuple[str, float]] = []
     poller.again(Handler(), lambda now: called.append(("one", now)))
     poller.again(Handler(), lambda now: called.append(("other", now)))
@@ -146,6 +151,27 @@ def test_who_has_more_to_do_is_called_in_the_next_round(poller: Poller) -> None:
     assert called == [("one", 1.0), ("other", 1.0)]
     assert not is_ready(poller)
     assert not poller.wait()
+
+
+def test_those_with_more_to_do_share_the_time_of_a_round(
+    poller: Poller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other where there is time for one, and whoever asks again is the last."""
+    monkeypatch.setattr(poller_module, "AGAIN_TIME", 0)
+    called: list[str] = []
+
+    def work(now: float, name: str) -> None:
+        called.append(name)
+        if now < 4:
+            poller.again(Handler(), partial(work, name=name))
+
+    for name in "abc":
+        poller.again(Handler(), partial(work, name=name))
+    for now in range(1, 8):
+        turn(poller, now)
+    assert "".join(called) == "abcabca"[: len(called)]
+    assert len(called) == 6
+    assert not is_ready(poller)
 
 
 def test_more_after_more_is_a_round_later(poller: Poller, pair: Pair) -> None:

@@ -1,14 +1,17 @@
 """Addresses outlive machines: what is sent to one goes to whoever has it now."""
 
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 
-from qemu_usernat import delivery
+from qemu_usernat.lan.places import AGING_TIME, PLACES_PER_PORT
 from qemu_usernat.wire.packets import ACK, PSH, RST, SYN
 from tests.scripted_guest import (
     BROADCAST_MAC,
     GATEWAY,
     GUEST,
     GUEST_MAC,
+    OTHER,
     OTHER_MAC,
     SERVER,
     ScriptedGuest,
@@ -20,7 +23,9 @@ from tests.scripted_guest import (
 
 @pytest.fixture
 def network() -> ScriptedNetwork:
-    return ScriptedNetwork(mtu=1500)
+    return ScriptedNetwork(
+        mtu=1500, subnet=IPv4Network("10.0.0.0/22"), gateway=IPv4Address(GATEWAY)
+    )
 
 
 def successor(network: ScriptedNetwork, guest: ScriptedGuest) -> ScriptedGuest:
@@ -58,18 +63,55 @@ def test_a_connection_of_the_old_machine_does_not_keep_the_new_one_out(
     assert new.server.received == b"hello"
 
 
-def test_a_guest_cannot_make_us_remember_addresses_without_end(
-    network: ScriptedNetwork, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one heard first is forgotten first."""
-    monkeypatch.setattr(delivery, "NEIGHBOURS_MAXIMUM", 2)
-    guest = network.guest()
-    for address in ("10.0.2.20", "10.0.2.21", "10.0.2.22"):
-        other = network.guest(mac=GUEST_MAC, address=address)
-        other.sends(other.ping(GATEWAY))
+def test_a_guest_cannot_make_us_remember_addresses_without_end(network: ScriptedNetwork) -> None:
+    """Nor forget its neighbour's, or its own first one; old ones give way."""
+    hostile, other = network.guest(), network.guest(OTHER_MAC, OTHER, "other")
+    for guest in (hostile, other):
+        guest.sends(guest.ping(GATEWAY))
     paths = network.router._delivery
-    assert paths.mac_of(packed("10.0.2.20")) is None
-    assert paths.mac_of(packed("10.0.2.22")) == guest.mac
+    forged = [f"10.0.2.{number}" for number in range(20, 250)]
+    forged += [f"10.0.3.{number}" for number in range(50)]
+    for address in forged:
+        hostile.sends(hostile.ping(GATEWAY, source=address))
+    assert paths.mac_of(packed(OTHER)) == OTHER_MAC
+    assert paths.mac_of(packed(GUEST)) == GUEST_MAC
+    known = [address for address in forged if paths.mac_of(packed(address))]
+    assert known == forged[: PLACES_PER_PORT - 1]
+    assert network.counters["lan.neighbours_full"] == len(forged) - len(known)
+    network.advance(AGING_TIME)
+    hostile.sends(hostile.ping(GATEWAY))
+    hostile.sends(hostile.ping(GATEWAY, source=forged[-1]))
+    assert paths.mac_of(packed(forged[-1])) == GUEST_MAC
+    assert paths.mac_of(packed(forged[0])) is None
+    assert paths.mac_of(packed(GUEST)) == GUEST_MAC
+
+
+def test_a_guest_whose_link_is_gone_is_not_there(network: ScriptedNetwork) -> None:
+    """Nobody has its address then, until somebody speaks from it."""
+    guest = network.guest()
+    guest.sends(guest.ping(GATEWAY))
+    heir = successor(network, guest)
+    paths = network.router._delivery
+    assert paths.mac_of(packed(GUEST)) is None
+    heir.sends(heir.ping(GATEWAY))
+    assert paths.mac_of(packed(GUEST)) == OTHER_MAC
+
+
+def test_a_guest_that_comes_again_before_its_old_link_is_gone_is_there(
+    network: ScriptedNetwork,
+) -> None:
+    """A QEMU that hangs, and another that goes on with the same machine: its new link counts."""
+    guest = network.guest()
+    for _ in range(2):
+        guest.sends(guest.ping(GATEWAY))
+    again = network.guest(link="again")
+    again.sends(again.ping(GATEWAY))
+    network.router.switch.detach(guest.port)
+    network.router.on_link_down(guest.port, network.now)
+    assert network.router._delivery.link_of(packed(GUEST)) == "again"
+    again.hears()
+    again.sends(again.ping(GATEWAY))
+    assert again.hears_one().source == GATEWAY
 
 
 def test_a_packet_for_one_in_a_frame_for_all_is_dropped(network: ScriptedNetwork) -> None:

@@ -2,9 +2,11 @@
 
 import pytest
 
+from qemu_usernat.admission import Decision
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
+from qemu_usernat.policy.why import Why
 from qemu_usernat.wire.packets import ACK, RST, UDP
 from tests.scripted_guest import (
     GATEWAY,
@@ -112,3 +114,24 @@ def test_who_has_leased_an_address_has_it_when_a_policy_comes() -> None:
     assert (network.host.sockets, network.counters["ipv4.spoofed_source"]) == ([], 1)
     guest.sends(guest.datagram(1234, SERVER, 99, b"no, I am"))
     assert len(network.host.sockets) == 1
+
+
+def test_nobody_owns_an_address_by_another_s_arp(network: ScriptedNetwork) -> None:
+    """Who says ARP in the name of invented machines, or of its neighbour, gets nothing by it."""
+    told: list[Decision] = []
+    network.admission.on_decision = lambda decision, now: told.append(decision)
+    hostile, other = comes(network, "closed"), network.guest(OTHER_MAC, OTHER, "other")
+    other.sends(other.ping(GATEWAY))
+    other.hears()
+    invented = [b"\x02\0\0\0\0" + bytes((number,)) for number in range(20)]
+    for number, mac in enumerate([*invented, *[other.mac] * 20]):
+        address = f"10.0.2.{100 + number}"
+        frame = hostile.asks_who_has(GATEWAY)
+        said = frame[:22] + mac + packed(address) + frame[32:]
+        hostile.sends(said)
+    assert hostile.hears() == []
+    assert network.counters["arp.spoofed_sender"] == 40
+    assert {(each.guest.mac, each.verdict.why) for each in told} == {(GUEST_MAC, Why.SPOOFED)}
+    for number in range(15):  # and its own, from which it speaks
+        other.sends(other.ping(GATEWAY, source=f"10.0.2.{100 + number}"))
+    assert len(other.hears()) == 15, "its own places are not used up, and the addresses are free"

@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 
-from qemu_usernat import connections
 from qemu_usernat.connections import TIME_WAITS_MAXIMUM
 from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
@@ -174,7 +173,7 @@ def test_connections_have_a_limit(
     network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A guest that opens connections without end is refused; those it has go on."""
-    monkeypatch.setattr(connections, "FLOWS_MAXIMUM", 1)
+    monkeypatch.setattr("qemu_usernat.nat.holdings.FLOWS_MAXIMUM", 1)
     connection = guest.connects()
     guest.sends(guest.segment(40001, SERVER, 80, SYN, 1000))
     assert guest.hears_one().tcp.flags == RST | ACK
@@ -520,7 +519,7 @@ def test_connections_that_still_end_count(
     network: ScriptedNetwork, guest: ScriptedGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guest is done and its server does not read: a new SYN does not hide the old flow."""
-    monkeypatch.setattr(connections, "FLOWS_MAXIMUM", 5)
+    monkeypatch.setattr("qemu_usernat.nat.holdings.FLOWS_MAXIMUM", 5)
     refused = 0
     for turn in range(10):
         guest.sends(guest.segment(40000, SERVER, 80, SYN, 1000 + turn * 100_000))

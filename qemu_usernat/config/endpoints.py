@@ -51,7 +51,10 @@ class FdEndpoint:
         return f"fd:{self.descriptor}"
 
 
-Endpoint: TypeAlias = UnixEndpoint | TcpEndpoint | FdEndpoint
+JoinEndpoint: TypeAlias = UnixEndpoint | TcpEndpoint
+"""Where another server and we meet."""
+
+Endpoint: TypeAlias = JoinEndpoint | FdEndpoint
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -103,6 +106,10 @@ def _parse_tcp(text: str, rest: str) -> TcpEndpoint:
     host = host[1:-1] if bracketed else host
     if not host:
         raise _refusal(text, "host or port is missing")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise _refusal(text, f"{host} is not a host's name") from error
     if not is_decimal(port) or int(port) > 65535:
         raise _refusal(text, "the port is not a number from 0 to 65535")
     return TcpEndpoint(host, int(port))

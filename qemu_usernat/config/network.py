@@ -7,16 +7,18 @@ a value is written in a file or an option belongs to `configuration`.
 """
 
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from typing import TypeAlias
 
 import attrs
 import dns.name
 
 from qemu_usernat.config.boot import ALLOWED_WITHOUT_FOLDER, Boot
+from qemu_usernat.config.publish import SOURCE_ALLOWED, SOURCES, Publication, check_different
 from qemu_usernat.config.records import Record, mistake, own_names
 from qemu_usernat.config.reservations import Reservation
-from qemu_usernat.primitives.addresses import MacAddress, format_mac
+from qemu_usernat.policy.redirects import Redirect, Redirects
+from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
 
 DEFAULT_SUBNET = IPv4Network("10.0.2.0/24")
@@ -91,9 +93,12 @@ class Network:
     they lie between. An empty `dns` means the host's own resolvers. `ntp`
     are time servers that guests are told of; `reservations` may lie outside of the leases;
     `boot` is what machines boot from the network. `search` are domains that guests search
-    after `domain`, `records` names of the user's own. `host_loopback` makes the gateway's address
-    reach the host's 127.0.0.1. `congestion` is the control of TCP towards the guest, one of
-    `CONGESTION_CONTROLS`; `udp_filtering` one of `UDP_FILTERINGS`.
+    after `domain`, `records` names of the user's own. `redirects` lead guests elsewhere.
+    `host_loopback` makes the gateway's address reach the host's 127.0.0.1; `isolate` lets each
+    guest see the gateway alone. `congestion` is the control of TCP towards the guest, one of
+    `CONGESTION_CONTROLS`; `udp_filtering` one of `UDP_FILTERINGS`. `publications` are ports of
+    guests that the host's world may call, and `publish_source`, one of `SOURCES`, is whom a guest
+    sees then.
     """
 
     subnet: IPv4Network = attrs.field(default=DEFAULT_SUBNET, converter=_checked_subnet)
@@ -116,15 +121,21 @@ class Network:
     reservations: tuple[Reservation, ...] = ()
     search: tuple[str, ...] = ()
     records: tuple[Record, ...] = ()
+    redirects: tuple[Redirect, ...] = ()
     boot: Boot = attrs.Factory(Boot)
     host_loopback: bool = False
+    isolate: bool = False
     congestion: str = "none"
     udp_filtering: str = "address"
+    publications: tuple[Publication, ...] = ()
+    publish_source: str = "client"
 
     def __attrs_post_init__(self) -> None:
         self._check_addresses()
         self._check_leases()
         self._check_reservations()
+        self._check_redirects()
+        self._check_publications()
         self._check_the_rest()
         self._check_names()
 
@@ -180,6 +191,58 @@ class Network:
                     f'"{each.name}" for {format_mac(each.mac)}',
                     "a name that is neither the gateway's nor one of [[record]]",
                 )
+
+    def halved(self, *, upper: bool) -> "Network":
+        """The same with half of its leases, where both halves have one."""
+        first, last = int(self.first_lease), int(self.last_lease)
+        middle = (first + last) // 2
+        bounds = (middle + 1, last) if upper else (first, middle)
+        if self.subnet.prefixlen == PREFIX_LONGEST:
+            return self
+        return attrs.evolve(
+            self, first_lease=IPv4Address(bounds[0]), last_lease=IPv4Address(bounds[1])
+        )
+
+    def leases(self, address: Address) -> bool:
+        """Whether it is among those that are leased."""
+        return self.first_lease.packed <= address <= self.last_lease.packed
+
+    @property
+    def stand_ins(self) -> frozenset[Address]:
+        """Addresses of the subnet at which nobody is, but for what is redirected from there."""
+        own = (self.gateway, self.nameserver)
+        given = map(ip_address, Redirects(self.redirects).addresses())
+        return frozenset(each.packed for each in given if each in self.subnet and each not in own)
+
+    def _check_redirects(self) -> None:
+        reserved = {each.address for each in self.reservations}
+        for packed in self.stand_ins:
+            address = IPv4Address(packed)
+            if not self.is_usable(address) or address in reserved:
+                raise SettingError(
+                    "redirect",
+                    f"from {address}",
+                    f"inside {self.subnet} an address that a machine may have and that is not "
+                    "reserved for one",
+                )
+
+    def _check_publications(self) -> None:
+        check_different(self.publications)
+        for each in self.publications:
+            self.check_publication(each)
+        if self.publish_source not in SOURCES:
+            raise SettingError("publish_source", f'"{self.publish_source}"', SOURCE_ALLOWED)
+
+    def check_publication(self, each: Publication) -> None:
+        """`SettingError` if it leads to where no guest of this network can be."""
+        guest, ours = each.guest, (self.gateway, self.nameserver)
+        if isinstance(guest, IPv4Address) and (not self.is_usable(guest) or guest in ours):
+            raise SettingError(
+                "publish",
+                f"{each}",
+                f"a guest's address inside {self.subnet}, neither the gateway's ({self.gateway}) "
+                f"nor the nameserver's ({self.nameserver})",
+            )
 
     def _is_taken(self, label: str) -> bool:
         """Whether a guest of that name would never be found by it."""

@@ -135,18 +135,20 @@ class DnsForwarder:
         now: float,
         guest: str = "",
         port: Hashable = None,
+        alone: Address | None = None,
     ) -> bool:
         """Answer a guest's message by one call of `reply`, at once or later.
 
         False if there will be none, because the message is no query at all. `transport` is "udp"
         or "tcp": how it came, how it goes on, and how large an answer may be. `guest` is the name
         of the link it came by, for an asker that wants to know; at `port` is who pays for it: a
-        link's name others may have, too.
+        link's name others may have, too. `alone` is its address where it is to know of no other
+        guest.
         """
         if len(message) < dns_message.HEADER_LENGTH or dns_message.is_response(message):
             self.counters.count("dns.not_a_query")
             return False
-        self._answer_or_forward(message, transport, reply, now, guest, port)
+        self._answer_or_forward(message, transport, reply, now, guest, port, alone)
         return True
 
     def guest_of(self, token: int) -> str:
@@ -202,6 +204,7 @@ class DnsForwarder:
         now: float,
         guest: str,
         port: Hashable,
+        alone: Address | None,
     ) -> None:
         """The decision about a query, in the order of what can be known of it."""
         if not dns_message.is_standard_query(message):
@@ -218,7 +221,7 @@ class DnsForwarder:
             self.counters.count("dns.zone_transfer")
             reply(dns_message.reply(query, dns_message.REFUSED))
             return
-        own = self.zone.answer(query, now) if self.zone.may_know(query) else None
+        own = self.zone.answer(query, now, alone) if self.zone.may_know(query) else None
         if own is None:
             self._forward(query, message, transport, reply, now, guest, port)
         elif own.outside is None:

@@ -70,14 +70,19 @@ class DnsGate:
     counters: Counters
     port_of: Callable[[MacAddress], Hashable]
     """Where a guest is attached: who pays for its questions."""
+    isolated: bool = False
+    """Whether each guest is told of itself alone."""
 
     def on_query(
         self, guest: Guest, message: bytes, transport: str, reply: ReplyCallback, now: float
     ) -> bool:
         """As `DnsForwarder.on_query`, of this guest."""
         port = self.port_of(guest.mac)
-        forward = partial(self.forwarder.on_query, guest=guest.link, port=port)
+        alone = guest.address if self.isolated else None
+        forward = partial(self.forwarder.on_query, guest=guest.link, port=port, alone=alone)
         if not self.admission.guards_names:
+            if self.admission.redirects.know_names:
+                reply = self._noting(guest, message, reply, now)
             return forward(message, transport, reply, now)
         if (
             len(message) < dns_message.HEADER_LENGTH
@@ -90,7 +95,7 @@ class DnsGate:
         except Malformed:
             return forward(message, transport, reply, now)
         zone = self.forwarder.zone
-        own = zone.answer(query, now) if zone.may_know(query) else None
+        own = zone.answer(query, now, alone) if zone.may_know(query) else None
         if own is not None and own.outside is None:
             # What the operator says of a name is believed, wherever it leads; what a guest calls
             # itself makes no address a name's.
@@ -117,6 +122,27 @@ class DnsGate:
             on_answer = partial(self._on_answer, guest, query, transport, reply, now)
             return forward(_own(query), transport, on_answer, now)
         return True
+
+    def _noting(
+        self, guest: Guest, message: bytes, reply: ReplyCallback, now: float
+    ) -> ReplyCallback:
+        """The same, but what the guest is told is noted before, for redirects by name."""
+        try:
+            query = dns_message.read_query(message)
+        except Malformed:
+            return reply
+        if query.record_type not in _ADDRESSES:
+            return reply
+
+        def note(answer: bytes) -> None:
+            try:
+                if is_light(answer):
+                    self._pin(guest, query, _read(answer), now)
+            except (dns.exception.DNSException, ValueError, struct.error):
+                self.counters.count("dns.unreadable_answer")
+            reply(answer)
+
+        return note
 
     def _told(self, guest: Guest, name: str, verdict: Verdict, now: float) -> Verdict:
         request = FlowRequest("dns", b"", DNS_PORT)

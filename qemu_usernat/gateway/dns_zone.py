@@ -206,14 +206,15 @@ class Zone:
         name = query.folded[:-4]  # type and class follow
         return name in self._exact or name.endswith(self._endings)
 
-    def answer(self, query: Query, now: float) -> Own | None:
-        """What is known of the question, or None where the name is not ours."""
+    def answer(self, query: Query, now: float, alone: Address | None = None) -> Own | None:
+        """What is known of the question, or None where the name is not ours. A guest that is
+        `alone`, at that address, is told of no other."""
         if query.record_class not in (dns.rdataclass.IN, dns.rdataclass.ANY):
             return None
         name, chain, is_given = query.name, list[dns.rrset.RRset](), True
         origin = name
         for _ in range(ALIASES_MAXIMUM):
-            found = self._find(name, now)
+            found = self._find(name, now, alone)
             if found is None:
                 if not chain:
                     return None
@@ -229,18 +230,18 @@ class Zone:
             name = alias[0].target
         return Own(SERVFAIL, [], origin, is_given)
 
-    def _find(self, name: dns.name.Name, now: float) -> _Found | None:
+    def _find(self, name: dns.name.Name, now: float, alone: Address | None) -> _Found | None:
         """All that a name has, if it is ours."""
         kinds = self._names.get(name)
         if kinds is not None:
             return _Found(kinds, self._origin(name))
         if name.is_subdomain(LOCALHOST):
             return _Found(self._names[LOCALHOST], LOCALHOST)
-        guest = self._guest_named(name, now)
+        guest = self._guest_named(name, now, alone)
         if guest is not None:
             return guest
         for above in () if name in self._existing else _above(name):
-            if self._guest_named(above, now) is not None:
+            if self._guest_named(above, now, alone) is not None:
                 break
             if above in self._existing:
                 kinds = self._names.get(dns.name.Name((_STAR, *above.labels)))
@@ -273,18 +274,23 @@ class Zone:
 
     # -- guests
 
-    def _guest_named(self, name: dns.name.Name, now: float) -> _Found | None:
+    def guest(self, label: str, now: float) -> Address | None:
+        """Where the guest of that name is; None if there is none."""
+        self._look(now)
+        return self._guests.get(dns.name.Name((label.encode("ascii"), *self.domain.labels)))
+
+    def _guest_named(self, name: dns.name.Name, now: float, alone: Address | None) -> _Found | None:
         if len(name) == len(self.domain) + 1 and name.is_subdomain(self.domain):
             self._look(now)
             address = self._guests.get(name)
-            if address is not None:
+            if address is not None and alone in (None, address):
                 text = format_address(address)
                 return _Found({A: _rrset(name, A, text)}, self._origin(name), is_given=False)
         address = _reversed_address(name)
         if address is not None and self._contains(address):
             self._look(now)
             owner = self._guests_at.get(address)
-            if owner is not None:
+            if owner is not None and alone in (None, address):
                 kinds = {PTR: _rrset(name, PTR, owner.to_text())}
                 return _Found(kinds, self._origin(name), is_given=False)
         return None

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 
 from attrs import define, field, frozen
 
+from qemu_usernat.lan.allowance import Allowance
 from qemu_usernat.primitives.addresses import (
     Address,
     is_loopback,
@@ -52,14 +53,6 @@ class EchoResponder:
 
 
 @define
-class _Bucket:
-    """Tokens, one for an error: at most `ERRORS_AT_ONCE`, filled with `ERRORS_PER_SECOND`."""
-
-    tokens: float = ERRORS_AT_ONCE
-    filled_at: float = 0.0
-
-
-@define
 class ErrorLimiter:
     """Decides whether an ICMP error may be sent: by what it is about, and by how many there were.
 
@@ -69,7 +62,7 @@ class ErrorLimiter:
     """
 
     subnet_broadcast: Address
-    _buckets: dict[Hashable, _Bucket] = field(factory=dict)
+    _allowances: dict[Hashable, Allowance] = field(factory=dict)
 
     def may_report(self, packet: IpPacket) -> bool:
         """Whether an error about `packet` is allowed at all (RFC 1122, 3.2.2).
@@ -90,19 +83,15 @@ class ErrorLimiter:
         )
 
     def may_send(self, link: Hashable, now: float) -> bool:
-        """Take a token of `link`; False if there is none left at this moment."""
-        bucket = self._buckets.setdefault(link, _Bucket())
-        elapsed = max(0.0, now - bucket.filled_at)
-        bucket.filled_at = now
-        bucket.tokens = min(ERRORS_AT_ONCE, bucket.tokens + elapsed * ERRORS_PER_SECOND)
-        if bucket.tokens < 1.0:
-            return False
-        bucket.tokens -= 1.0
-        return True
+        """One more on `link`; False if there were too many just before."""
+        allowance = self._allowances.get(link)
+        if allowance is None:
+            allowance = self._allowances[link] = Allowance(ERRORS_PER_SECOND, ERRORS_AT_ONCE)
+        return allowance.take(now)
 
     def forget(self, link: Hashable) -> None:
         """It is gone."""
-        self._buckets.pop(link, None)
+        self._allowances.pop(link, None)
 
     def _is_group(self, address: Address) -> bool:
         return is_multicast_or_broadcast(address) or address == self.subnet_broadcast

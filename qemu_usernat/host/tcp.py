@@ -44,23 +44,53 @@ def dial(
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # What the guest's kernel has decided to send is not held back by ours.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # Urgent octets are octets of the stream (RFC 6093, 3.1).
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        set_up(sock)
         if family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
         result = sock.connect_ex((format_address(address), port))
-        stream = HostTcp(flow, sock, poller, touch, errors)
+        stream = HostTcp(sock, poller, touch, errors)
     except OSError:
         sock.close()
         raise
+    stream.begin(flow)
     flow.dial(stream)
     if result in (0, errno.EINPROGRESS):
         stream.watch(False, True, flow.opened_at)
     else:
         flow.on_host_failed(refusal(result), flow.opened_at)
+
+
+def dial_unix(
+    flow: TcpFlow,
+    path: str,
+    poller: Poller,
+    touch: Callable[[TcpFlow], None],
+    errors: ErrorReader,
+) -> int:
+    """The same, to who listens at a unix socket; 0, or why it failed at once."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        result = sock.connect_ex(path)  # which never waits: a full backlog is EAGAIN
+        stream = HostTcp(sock, poller, touch, errors)
+    except OSError:
+        sock.close()
+        raise
+    stream.begin(flow)
+    flow.dial(stream)
+    if result == 0:
+        stream.watch(False, True, flow.opened_at)
+    else:
+        flow.on_host_failed(None, flow.opened_at)
+    return result
+
+
+def set_up(sock: socket.socket) -> None:
+    """What every connection of a flow is told."""
+    # What the guest's kernel has decided to send is not held back by ours.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # Urgent octets are octets of the stream (RFC 6093, 3.1).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 class HostTcp:
@@ -79,19 +109,23 @@ class HostTcp:
 
     def __init__(
         self,
-        flow: TcpFlow,
         sock: socket.socket,
         poller: Poller,
         touch: Callable[[TcpFlow], None],
-        errors: ErrorReader,
+        errors: ErrorReader | None = None,
     ) -> None:
-        self._flow = flow
+        """`errors` tells why a connection was not made; without it there is one already."""
+        self._flow: TcpFlow
         self._errors = errors
         self._sock: socket.socket | None = sock
         self._poller = poller
         self._touch = touch
         self._reading = self._writing = False
-        self._connected = False
+        self._connected = errors is None
+
+    def begin(self, flow: TcpFlow) -> None:
+        """It is the host half of `flow`; said before anything else but `reset`."""
+        self._flow = flow
 
     # -- Handler
 
@@ -124,6 +158,7 @@ class HostTcp:
         Linux keeps the first unasked, since 5.8. Asked, it would take what is said later, which is
         a passing trouble (RFC 1122, 4.2.3.9), for the end of the connection.
         """
+        assert self._errors is not None
         told = [said for said, *_ in self._errors.read(sock)]
         return told[0] if told else refusal(error)
 

@@ -4,8 +4,10 @@ It owns nothing but the joining: what each socket does stands beside it. Whoever
 world behind the gateway, as a test does, gives the server something else of this shape.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
+import structlog
 from attrs import define, field
 
 from qemu_usernat.gateway.dns import Upstream
@@ -21,6 +23,12 @@ from qemu_usernat.policy.tables import Network
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.addresses import Address
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.primitives.time import SECOND
+
+_log = structlog.get_logger()
+
+QUIET_TIME = 60 * SECOND
+"""Between two lines about one unix socket."""
 
 
 @define(eq=False)
@@ -43,6 +51,8 @@ class SystemWorld:
     _errors: ErrorReader = field(init=False)
     _pings: icmp.HostPings = field(init=False)
     _datagrams: udp.UdpSockets = field(init=False)
+    _told_at: dict[str, float] = field(factory=dict, init=False)
+    """When the log had last that nobody was reached at a unix socket."""
 
     def __attrs_post_init__(self) -> None:
         self._asker = UpstreamAsker(self.poller, self.counters)
@@ -55,6 +65,14 @@ class SystemWorld:
     def dial(self, flow: TcpFlow, address: Address, port: int, ttl: int) -> None:
         """Begin to connect; `flow.dial` is called before this returns. OSError: no descriptor."""
         tcp.dial(flow, address, port, ttl, self.poller, self.touch, self._errors)
+
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        """The same, to a unix socket."""
+        error = tcp.dial_unix(flow, path, self.poller, self.touch, self._errors)
+        now, told_at = flow.opened_at, self._told_at
+        if error and now - told_at.get(path, -QUIET_TIME) >= QUIET_TIME:
+            told_at[path] = now  # of as many as there are redirects
+            _log.info("redirect failed", to=f"unix:{path}", why=os.strerror(error))
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError: no descriptor."""

@@ -17,12 +17,18 @@ class Addressing:
     network: Network
     own: frozenset[Address] = field(init=False)
     """Those of the gateway itself."""
+    ours: frozenset[Address] = field(init=False)
+    """With those at which nobody is, but for what is redirected from there: no guest has one."""
     _first: int = field(init=False)
     _last: int = field(init=False)
 
     @own.default
     def _own_of_network(self) -> frozenset[Address]:
         return frozenset({self.network.gateway.packed, self.network.nameserver.packed})
+
+    @ours.default
+    def _ours_of_network(self) -> frozenset[Address]:
+        return self.own | self.network.stand_ins
 
     @_first.default
     def _first_of_subnet(self) -> int:
@@ -35,11 +41,12 @@ class Addressing:
     def is_guest(self, address: Address) -> bool:
         """Whether a guest may have it."""
         number = int.from_bytes(address, "big")
-        return self._first < number < self._last and address not in self.own
+        return self._first < number < self._last and address not in self.ours
 
     def is_local(self, address: Address) -> bool:
         """Whether it is of the guests' subnet, where nothing is routed to."""
-        return self._first <= int.from_bytes(address, "big") <= self._last
+        number = int.from_bytes(address, "big")
+        return self._first <= number <= self._last and address not in self.ours
 
     def is_group(self, address: Address) -> bool:
         """Multicast, or broadcast to everybody or to the guests' subnet."""

@@ -5,22 +5,14 @@ judged has to be the guest's own, so the first MAC address that a link shows is 
 other link may show it, and an address belongs to the one that has leased it, or that used it first.
 An address whose owner has left is free; whoever takes it inherits nothing. One machine takes a few
 by using them, so that it does not leave its neighbours without.
-
-Between guests it lets ARP and IPv4 through, where the sender is who it says and does not do what
-is the gateway's: a guest that answers for the gateway, or leases addresses, would have its
-neighbours' packets.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 
 from attrs import define, field
 
-from qemu_usernat.lan.port import Port
-from qemu_usernat.primitives.addresses import ANY_IPV4, Address, MacAddress
-from qemu_usernat.primitives.errors import Malformed
-from qemu_usernat.wire.decoder import decode
-from qemu_usernat.wire.headers import peek
-from qemu_usernat.wire.packets import UDP, Arp, IpPacket
+from qemu_usernat.lan.port import JoinPort, Port
+from qemu_usernat.primitives.addresses import Address, MacAddress
 
 ADDRESSES_MAXIMUM = 65536
 """Addresses with an owner; beyond it no further one is taken, but by lease."""
@@ -29,7 +21,12 @@ USED_MAXIMUM = 16
 """Addresses that one machine has as it used them first: beyond its lease, and what is reserved for
 it."""
 
-DHCP_SERVER_PORT = 67  # RFC 2131, 4.1
+JOINED_MAXIMUM = 512
+"""Addresses that all machines behind one other server have: as many as it can tell of."""
+
+
+def _nobody(address: Address) -> bool:
+    return False
 
 
 def _everyone(address: Address) -> bool:
@@ -48,6 +45,9 @@ class SourceGuard:
     """Whether a guest may have that address at all."""
     on_owner: Callable[[Address, MacAddress], None] = _nothing
     """An address has another owner than before: what others have begun from there is to end."""
+    is_leased_here: Callable[[Address], bool] = _nobody
+    """Whether we give that address away: then nobody behind another server has it, but the machine
+    that it is reserved for."""
     reserved: Mapping[Address, MacAddress] = field(factory=dict)
     """Addresses that are one machine's, whether it is here or not."""
     on: bool = False
@@ -56,22 +56,43 @@ class SourceGuard:
     """Of these, what its owner has neither leased nor reserved."""
     _leased: dict[MacAddress, Address] = field(factory=dict)
     """What a machine has leased last: it has one lease, but can have had any number."""
+    _joined: dict[Port, set[Address]] = field(factory=dict)
+    """What machines behind other servers have, or have had while these are joined."""
 
     def may_show(self, mac: MacAddress, port: Port, known: Port | None) -> bool:
-        """Whether a frame from `mac` may come from `port`; `known` is where it was seen before."""
-        return not self.on or known is port or (known is None and not port.addresses)
+        """Whether a frame from `mac` may come from `port`; `known` is where it was seen before.
 
-    def may_use(self, address: Address, mac: MacAddress) -> bool:
-        """Whether `mac` may speak from `address`; it has it from now on, if nobody else has."""
+        Behind another server there may be many, but nobody who is a guest here; from there one may
+        come to us.
+        """
+        if not self.on or known is port:
+            return True
+        if isinstance(port, JoinPort):
+            return known is None or isinstance(known, JoinPort)
+        return not port.addresses and (known is None or isinstance(known, JoinPort))
+
+    def may_use(self, address: Address, mac: MacAddress, join: Port | None = None) -> bool:
+        """Whether `mac`, which is behind `join` or a guest of ours, may speak from `address`; it
+        has it from now on, if nobody else has."""
         if not self.on:
             return True
         if self._owners.get(address) != mac:
+            if join is not None and not self._may_be_behind(join, address):
+                return False
             if self.is_of_another(mac, address) or len(self._owners) >= ADDRESSES_MAXIMUM:
                 return False
             if not self._may_keep(address, mac):
                 return False
             self._own(address, mac)
+            if join is not None:
+                self._joined.setdefault(join, set()).add(address)
         return True
+
+    def _may_be_behind(self, join: Port, address: Address) -> bool:
+        if self.is_leased_here(address) and address not in self.reserved:
+            return False
+        known = self._joined.get(join, ())
+        return address in known or len(known) < JOINED_MAXIMUM
 
     def is_of_another(self, mac: MacAddress, address: Address) -> bool:
         """Whether somebody else than `mac` has `address` now."""
@@ -108,43 +129,14 @@ class SourceGuard:
             self._owners[address] = mac
             self.on_owner(address, mac)
 
+    def leave(self, join: Port) -> set[MacAddress]:
+        """Another server has left; the machines that have an address from there."""
+        owners = map(self._owners.get, self._joined.pop(join, ()))
+        return {mac for mac in owners if mac is not None}
+
     def forget(self, macs: Iterable[MacAddress]) -> None:
         """The machines at `macs` have left: their addresses are free, also for themselves."""
         gone = set(macs)
         self._owners = {address: mac for address, mac in self._owners.items() if mac not in gone}
         self._leased = {mac: each for mac, each in self._leased.items() if mac not in gone}
         self._used = {mac: used for mac, used in self._used.items() if mac not in gone}
-
-    def may_reach_guests(self, frame: memoryview) -> bool:
-        """Whether a frame for another guest, or for all of them, may go there."""
-        if not self.on:
-            return True
-        mac = frame[6:12].tobytes()
-        peeked = peek(frame)
-        if peeked is not None:
-            protocol, address, port, _, to_port = peeked[:5]
-            if protocol == UDP and DHCP_SERVER_PORT in (port, to_port):
-                return port != DHCP_SERVER_PORT and address == ANY_IPV4
-            return self._is_its_own(address, mac)
-        try:
-            content = decode(frame).content
-        except Malformed:
-            return False
-        if isinstance(content, Arp):
-            address = content.sender_address
-            return content.sender_mac == mac and (
-                address == ANY_IPV4 or self._is_its_own(address, mac)  # RFC 5227: it asks first
-            )
-        return not _is_of_server(content) and self._is_its_own(content.source, mac)
-
-    def _is_its_own(self, address: Address, mac: MacAddress) -> bool:
-        return self.is_guest(address) and self.may_use(address, mac)
-
-
-def _is_of_server(packet: IpPacket) -> bool:
-    """Whether it is what only a DHCP server sends; of fragments, the first."""
-    return (
-        packet.protocol == UDP
-        and packet.fragment_offset == 0
-        and packet.payload[:2] == DHCP_SERVER_PORT.to_bytes(2, "big")
-    )

@@ -7,9 +7,9 @@ its timer; it does not know sockets or headers.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from qemu_usernat.admission import Decision
 from qemu_usernat.config.network import UDP_FILTERINGS
@@ -25,11 +25,16 @@ QUOTED_PAYLOAD = 32
 """Bytes kept of a payload, where an error quotes less of it: RFC 792 asks for none beyond the UDP
 header, but tracepath(8) finds its own words again."""
 PEERS_MAXIMUM = 1024
-"""Addresses and ports that one mapping knows; the one written to longest ago is forgotten first."""
+"""Addresses and ports that one mapping knows, and that were asked for where it was led elsewhere;
+the one written to longest ago is forgotten first."""
 PEERS_PER_GUEST = 16384
 """Those of all mappings of a guest; beyond it, who meets a new one forgets one of its own."""
 
 ENDPOINT, ADDRESS, ADDRESS_PORT = UDP_FILTERINGS
+
+
+Where: TypeAlias = tuple[Address, int]
+"""An address and a port."""
 
 
 class HostDatagrams(Protocol):
@@ -110,6 +115,10 @@ class UdpMapping:
     """The one written to last is the last."""
     _ports: dict[Address, int] = field(factory=dict)
     """How many peers have this address."""
+    _redirected: "OrderedDict[Where, tuple[Where, Decision]]" = field(factory=OrderedDict)
+    """What the guest has asked for, to which peer that goes instead, and what the policy said."""
+    _asked_of: dict[Where, Where] = field(factory=dict)
+    """Of such a peer, for what it stands: what the guest has asked for last."""
 
     def on_guest_datagram(
         self, payload: Buffer, address: Address, port: int, head: bytes, now: float
@@ -134,6 +143,29 @@ class UdpMapping:
 
     # -- peers
 
+    def redirected(self, address: Address, port: int) -> Where | None:
+        """The peer that the guest writes to when it writes there, without being asked again; None
+        where it was led nowhere else."""
+        known = self._redirected.get((address, port))
+        if known is None:
+            return None
+        self._asked_of[known[0]] = address, port
+        return known[0]
+
+    def redirect(self, asked: Where, peer: Where, decision: Decision) -> None:
+        """What the guest sends to `asked` goes to `peer`, which answers as `asked`."""
+        if asked not in self._redirected:
+            self._make_room()
+            self.tally.peers += 1
+        self._redirected[asked] = peer, decision
+        self._asked_of[peer] = asked
+
+    def _end_redirect(self, asked: Where) -> None:
+        peer, _ = self._redirected.pop(asked)
+        self.tally.peers -= 1
+        if self._asked_of.get(peer) == asked:
+            del self._asked_of[peer]
+
     def is_admitted(self, address: Address, port: int) -> bool:
         """Whether the guest may write there, of the host's world, without being asked again."""
         peer = self._peers.get((address, port))
@@ -147,37 +179,55 @@ class UdpMapping:
         else:
             peer.decision = decision
 
-    def admitted(self) -> list[tuple[tuple[Address, int], Decision]]:
+    def admitted(self) -> list[tuple[Where, Decision]]:
         """Where the guest may write, and why."""
-        return [
+        plain = [
             (where, peer.decision)
             for where, peer in self._peers.items()
             if peer.decision is not None
         ]
+        return plain + [(asked, decision) for asked, (_, decision) in self._redirected.items()]
 
     def revoke(self, address: Address, port: int) -> None:
         """It may no more, nor hear from there."""
-        self._forget((address, port))
+        where = address, port
+        if where in self._redirected:
+            peer, _ = self._redirected[where]
+            self._end_redirect(where)
+            if peer in self._peers and peer not in self._asked_of:
+                self._forget(peer)
+        else:
+            self._forget(where)
 
     def forget_unjudged(self) -> None:
         """A policy has come: whoever was written to without one may not answer."""
         for where, peer in tuple(self._peers.items()):
-            if peer.decision is None:
+            if peer.decision is None and where not in self._asked_of:
                 self._forget(where)
 
     def forget_peers(self) -> None:
         """The mapping ends."""
         for where in tuple(self._peers):
             self._forget(where)
+        for asked in tuple(self._redirected):
+            self._end_redirect(asked)
 
     def _meet(self, where: tuple[Address, int], decision: Decision | None) -> _Peer:
-        full = len(self._peers) >= PEERS_MAXIMUM or self.tally.peers >= PEERS_PER_GUEST
-        if full and self._peers:
-            self._forget(next(iter(self._peers)))
+        self._make_room()
         peer = self._peers[where] = _Peer(decision)
         self._ports[where[0]] = self._ports.get(where[0], 0) + 1
         self.tally.peers += 1
         return peer
+
+    def _make_room(self) -> None:
+        """For one more that is known, of what was written to longest ago."""
+        known = len(self._peers) + len(self._redirected)
+        if known < PEERS_MAXIMUM and self.tally.peers < PEERS_PER_GUEST:
+            return
+        if len(self._redirected) > max(1, len(self._peers)):
+            self._end_redirect(next(iter(self._redirected)))
+        elif self._peers:
+            self._forget(next(iter(self._peers)))
 
     def _forget(self, where: tuple[Address, int]) -> None:
         del self._peers[where]
@@ -193,6 +243,9 @@ class UdpMapping:
         """Somebody sends to the mapping's socket."""
         if self.lets_in(address, port, now):
             self.is_answered = True
+            asked = self._asked_of.get((address, port)) if self._asked_of else None
+            if asked is not None:
+                address, port = asked
             self.guest.deliver(payload, address, port)
         else:
             self.counters.count("udp.filtered")
@@ -215,6 +268,9 @@ class UdpMapping:
             head = known.head
             headers = 4 * (head[0] & 0xF) + 8
             quoted = head[:headers] + max(payload, head[headers:], key=len)
+            asked = self._asked_of.get((peer, port))
+            if asked is not None and error.offender == peer:
+                error = evolve(error, offender=asked[0])
             self.guest.refuse(error, peer, port, quoted, now)
 
     # -- time

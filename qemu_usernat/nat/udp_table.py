@@ -55,6 +55,7 @@ class UdpTable:
 
     by_guest_port: dict[tuple[Address, int], UdpMapping] = field(factory=dict)
     by_host_port: dict[int, UdpMapping] = field(factory=dict)
+    _of_address: dict[Address, dict[UdpMapping, None]] = field(factory=dict)
     crowds: dict[Hashable, Crowd] = field(factory=dict)
     """Those of guests that have any."""
     _guest_of: dict[UdpMapping, Hashable] = field(factory=dict)
@@ -72,6 +73,7 @@ class UdpTable:
         mapping.order, mapping.tally = crowd.questions, crowd.tally
         self._guest_of[mapping] = guest
         self.by_guest_port[mapping.key] = mapping
+        self._of_address.setdefault(mapping.key[0], {})[mapping] = None
         self.by_host_port[mapping.host.port] = mapping
 
     def remove(self, mapping: UdpMapping) -> None:
@@ -82,10 +84,18 @@ class UdpTable:
         if not self.crowds[guest]:
             del self.crowds[guest]
         del self.by_guest_port[mapping.key]
+        of_address = self._of_address[mapping.key[0]]
+        del of_address[mapping]
+        if not of_address:
+            del self._of_address[mapping.key[0]]
         if (
             self.by_host_port.get(mapping.host.port) is mapping
         ):  # a test's world has no ports of its own
             del self.by_host_port[mapping.host.port]
+
+    def of_address(self, address: Address) -> tuple[UdpMapping, ...]:
+        """Those of a guest's address."""
+        return tuple(self._of_address.get(address, ()))
 
     def gives_way(self, guest: Hashable, now: float) -> UdpMapping | None:
         """Which mapping is to be closed so that `guest` may have one more; None if none is."""

@@ -34,6 +34,8 @@ class AuditRecord:
     """Its MAC address."""
     link: str
     """The name of its link."""
+    network: str | None = None
+    """The name of its network, where there are several."""
     source: str | None = None
     """Its IP address."""
     protocol: str
@@ -43,6 +45,8 @@ class AuditRecord:
     port: int = 0
     name: str | None = None
     """What was asked for, or what the guest says first."""
+    redirected: str | None = None
+    """Where it goes instead of there."""
     names: tuple[str, ...] = ()
     """Those that the guest was given the address for."""
     speech: str | None = None
@@ -69,23 +73,26 @@ class AuditRecord:
         time: float,
         guest: str,
         link: str,
+        network: str | None = None,
         source: str | None = None,
         asked: str | None = None,
         enforced: bool = True,
     ) -> "AuditRecord":
         """Of what was judged and a verdict that is not open; `asked` is the name in a question."""
-        flight = request.flight
+        flight, speaks = request.flight, request.protocol not in ("udp", "icmp")
         return cls(
             time=time,
             guest=guest,
             link=link,
+            network=network,
             source=source,
             protocol=request.protocol,
             address=format_address(request.destination) if request.destination else None,
             port=request.port,
             name=flight.name if asked is None else asked,
+            redirected=None if request.redirect is None else str(request.redirect),
             names=tuple(sorted(request.names)),
-            speech=None if flight.speech is Speech.OPEN else flight.speech.value,
+            speech=flight.speech.value if speaks and flight.speech is not Speech.OPEN else None,
             verdict=verdict.action or DENY,
             why=verdict.why,
             rule=None if verdict.rule is None else _called(verdict.rule),
@@ -130,7 +137,8 @@ class AuditRecord:
     def _check(self) -> None:
         """ValueError for what no verdict of ours says; an audit may come from anywhere."""
         said = (self.guest, self.link, self.protocol, *self.names, *self.logged)
-        perhaps = filter(None, (self.source, self.address, self.name, self.rule))
+        some = (self.network, self.source, self.address, self.name, self.rule, self.redirected)
+        perhaps = filter(None, some)
         good = (
             set(map(type, (*said, *perhaps))) == {str}
             and self.verdict in (ALLOW, DENY)
@@ -217,6 +225,7 @@ def _key(record: AuditRecord) -> tuple[object, ...]:
         record.protocol,
         record.address,
         record.port,
+        record.redirected,
         record.verdict,
         record.why,
         record.rule,

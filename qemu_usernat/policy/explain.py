@@ -16,7 +16,7 @@ from qemu_usernat.policy.flows import (
     judge_for,
     request_of,
 )
-from qemu_usernat.policy.groups import FLOOR, MULTICAST, Groups
+from qemu_usernat.policy.groups import FLOOR, LAN, MULTICAST, Groups
 from qemu_usernat.policy.judge import (
     HTTP_PORT,
     HTTPS_PORT,
@@ -28,10 +28,11 @@ from qemu_usernat.policy.judge import (
     Speech,
     Verdict,
 )
+from qemu_usernat.policy.neighbours import judge_neighbour
 from qemu_usernat.policy.places import NamePlace
 from qemu_usernat.policy.rules import ALLOW, LOG, NetworkPolicy, Rule
 from qemu_usernat.policy.why import Why
-from qemu_usernat.primitives.addresses import DNS_PORT
+from qemu_usernat.primitives.addresses import BROADCAST_IPV4, DNS_PORT
 
 SOMEONE_ELSE = "someone-else.example"
 
@@ -60,6 +61,11 @@ def explain(policy: NetworkPolicy, groups: Groups, flow: WrittenFlow) -> Iterato
         return
     request = request_of(flow, judge.groups)
     group = judge.groups.of(request.destination)
+    if request.destination == BROADCAST_IPV4 and judge.groups.lan:  # it reaches the same guests
+        everybody = judge.groups.lan[0].broadcast_address.packed
+        request = evolve(request, destination=everybody)
+    if group == LAN:
+        request, _ = judge_neighbour(judge, request)
     yield f"  the address is of the group {group}" + (", of the floor" if group in FLOOR else "")
     for number, (rule, finding) in enumerate(judge.findings(request), 1):
         yield f"  {number}  {rule}"
@@ -118,7 +124,11 @@ def _verdicts(judge: Judge, flow: WrittenFlow, request: FlowRequest) -> Iterator
         if asked.action != ALLOW:
             yield f"the name is not looked up: {_told(asked)}"
     if judge.groups.of(request.destination) == MULTICAST:
-        yield "verdict: dropped: nothing is carried to a group, whatever a rule says"
+        verdict = judge.judge(request)
+        if request.protocol != "udp" or verdict.action != ALLOW:
+            yield f"verdict: dropped: {_told(verdict)}"
+        else:
+            yield f"verdict: to other guests: {_told(verdict)}; to the world nothing is carried"
         return
     if flow.port == DNS_PORT and not judge.is_named(request):
         yield "verdict: answered by the gateway; each name that is asked for is judged"

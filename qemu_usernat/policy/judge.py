@@ -36,6 +36,7 @@ from qemu_usernat.policy.places import (
     Service,
 )
 from qemu_usernat.policy.reading import is_host_name
+from qemu_usernat.policy.redirects import Target
 from qemu_usernat.policy.rules import ALLOW, DENY, LOG, NetworkPolicy, Rule
 from qemu_usernat.policy.tables import NameTable, PrefixTable
 from qemu_usernat.policy.why import Why as Why
@@ -88,6 +89,8 @@ class FlowRequest:
     """Those that this guest was given `destination` for."""
     flight: Flight = UNREAD
     """Of TCP only."""
+    redirect: Target | None = None
+    """Where it goes instead: no affair of a judge, but of whoever is told."""
 
 
 @frozen

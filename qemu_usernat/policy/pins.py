@@ -60,6 +60,11 @@ class Pins:
                 del self._names[address]
         return frozenset(names)
 
+    def latest(self, address: Address, now: float) -> str | None:
+        """Of them the one that the guest was given last."""
+        self.names(address, now)  # which forgets what is over
+        return next(reversed(self._names.get(address, {})), None)
+
     def use(self, address: Address) -> Callable[[], None]:
         """A flow begins to use the address; what is returned is to be called at its end."""
         self._used[address] = self._used.get(address, 0) + 1

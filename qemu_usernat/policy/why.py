@@ -49,6 +49,8 @@ class Why(Enum):
     # before the judge
     SPOOFED = "spoofed"
     """A frame from an address that is not this link's."""
+    ISOLATED = "isolated"
+    """Another guest's address, where each guest is to see the gateway alone."""
     UNCARRIED = "uncarried"
     """A protocol that nothing carries: only TCP, UDP and ICMP are."""
     QUESTION = "question"

@@ -17,9 +17,9 @@ _HEADER = 4  # bytes
 BUFFER_SIZE = 512 * 1024
 """Bytes read from a link in one go; at least one whole frame more than what may be left over."""
 
-FRAMES_AT_ONCE = 512
-"""Frames handed out in one go: all of a buffer of 1500-byte packets (345), but not the thousands
-of tiny ones that it may hold, each of which may cost as much."""
+FRAMES_AT_ONCE = 8
+"""Frames handed out in one go, after which there may be something more urgent: each may cost as
+much as a new connection does."""
 
 
 class FrameBuffer:

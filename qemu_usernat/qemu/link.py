@@ -6,11 +6,12 @@ queued; when the guest's QEMU does not read, the port's queue is the bound.
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable
+from typing import Protocol
 
 from qemu_usernat.lan.port import Port
-from qemu_usernat.lan.switch import Switch
-from qemu_usernat.poller import BUSY, Poller
+from qemu_usernat.poller import BUSY, TURN_TIME, Poller
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.qemu.framing import FrameBuffer
@@ -23,11 +24,26 @@ SEND_BUFFER = 2 * 1024 * 1024
 `down65520` of the benchmark, docs/measurements.md)."""
 
 
+class Segment(Protocol):
+    """What the link is attached to."""
+
+    def attach(self, port: Port) -> None: ...
+
+    def detach(self, port: Port) -> None: ...
+
+    def on_frame(self, port: Port, frame: memoryview, now: float) -> None: ...
+
+
+def _port(name: str, counters: Counters, transmit: Callable[[], None]) -> Port:
+    return Port(name, counters, transmit=transmit)
+
+
 class Link:
     """One connection of a QEMU; a `Handler` of the poller."""
 
     __slots__ = (
         "_counters",
+        "_floods",
         "_frames",
         "_more",
         "_now",
@@ -44,10 +60,11 @@ class Link:
         self,
         sock: socket.socket,
         name: str,
-        switch: Switch,
+        switch: "Segment",
         poller: Poller,
         counters: Counters,
         on_close: Callable[["Link", str], None],
+        make_port: Callable[[str, Counters, Callable[[], None]], Port] = _port,
     ) -> None:
         """Attach a connected, non-blocking socket. `on_close` is told once, with the reason.
 
@@ -63,10 +80,13 @@ class Link:
         self._on_close = on_close
         self._frames = FrameBuffer()
         self._more = self._writing = False
+        self._floods = False
+        """It had more to say, last time, than there was time for; so it waits for its turn behind
+        those who have not."""
         self._now = 0.0
         self._taken_in = -1
         """The round in which frames were last handed out."""
-        self.port = Port(name, counters, transmit=self.transmit)
+        self.port = make_port(name, counters, self.transmit)
         switch.attach(self.port)
 
     # -- Handler
@@ -76,29 +96,47 @@ class Link:
         those that this turn has taken."""
         if self._sock is None or self._more or self._taken_in == self._poller.rounds:
             return
+        if self._floods:
+            self._more = True
+            self._poller.again(self, self._read_in_turn)
+        else:
+            self._read(now)
+
+    def _read_in_turn(self, now: float) -> None:
+        self._more = self._floods = False
+        if self._sock is not None:
+            self._read(now)
+
+    def _read(self, now: float) -> None:
+        assert self._sock is not None
         try:
             received = self._sock.recv_into(self._frames.free())
         except BlockingIOError:
             return
         except OSError as error:
-            self.close(str(error))
+            self._fail(error)
             return
         if received:
             self._take(received, now)
         else:
-            self.close("QEMU closed the connection")
+            self._hung_up()
 
     def _take(self, received: int, now: float) -> None:
-        """Hand frames to the switch; the rest in the next round, so that others have theirs."""
+        """Hand frames to the switch; the rest in a later round, so that others have theirs."""
         self._now = now
         self._taken_in = self._poller.rounds
+        until = time.perf_counter() + TURN_TIME
         try:
-            self._more = self._frames.take(received, self._on_frame)
+            more = self._frames.take(received, self._on_frame)
+            while more and time.perf_counter() < until:
+                more = self._frames.take(0, self._on_frame)
         except Malformed as error:
             self._counters.count(error.reason)
             self.close(f"{error.reason}: not a stream of Ethernet frames")
             return
-        if self._more:
+        self._more = more
+        if more:
+            self._floods = True
             self._poller.again(self, self._take_more)
 
     def _take_more(self, now: float) -> None:
@@ -106,7 +144,8 @@ class Link:
             self._take(0, now)
 
     def _on_frame(self, frame: memoryview) -> None:
-        self._switch.on_frame(self.port, frame, self._now)
+        if self._sock is not None:  # else one before it has shown that QEMU is gone
+            self._switch.on_frame(self.port, frame, self._now)
 
     def on_writable(self, now: float) -> None:
         """QEMU reads again."""
@@ -128,7 +167,7 @@ class Link:
             except OSError as error:
                 if error.errno in BUSY:
                     break
-                self.close(str(error))
+                self._fail(error)
                 return
             port.queued -= sent
             if not port.queued:
@@ -152,6 +191,20 @@ class Link:
         del outbox[:whole]
         if sent:
             outbox[0] = memoryview(outbox[0])[sent:]
+
+    def _fail(self, error: OSError) -> None:
+        if isinstance(error, ConnectionResetError | BrokenPipeError):
+            self._hung_up()  # before it had read all that was said to it
+        else:
+            self.close(str(error))
+
+    def _hung_up(self) -> None:
+        self.close(f"{self.port.peer} closed the connection")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._sock is None
 
     def close(self, reason: str) -> None:
         """Detach from the segment and give the descriptor back; the VM may come again."""

@@ -7,18 +7,14 @@ then on knows nothing of it. Frames are `link`'s.
 
 import contextlib
 import errno
-import fcntl
-import os
 import socket
-import stat
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeVar
 
 import attrs
 import trio
 
+from qemu_usernat import socket_file
 from qemu_usernat.config import Endpoint, FdEndpoint, TcpEndpoint, UnixEndpoint
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
@@ -36,10 +32,8 @@ ACCEPT_PAUSE = 200 * MS
 CONNECT_PAUSE_FIRST = 200 * MS
 CONNECT_PAUSE_LONGEST = 1000 * MS
 
-# Two of us starting at the same moment take turns; a stranger's lock on the directory
-# (it may be /tmp) must not keep us from starting.
-TURN_WAIT = 500 * MS
-TURN_PAUSE = 20 * MS
+KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds of silence on a TCP link, seconds between questions then, and how many of them."""
 
 T = TypeVar("T")
 
@@ -55,7 +49,8 @@ class Listener:
     endpoint: Endpoint
     _socket: socket.socket | None
     _counters: Counters
-    _inode: tuple[int, int] | None = None  # (device, inode) of the socket file, if it is ours
+    _identity: socket_file.Identity | None = None
+    """Of the socket file, if it is ours."""
     _connected: bool = False
 
     @classmethod
@@ -64,8 +59,10 @@ class Listener:
         counters = Counters() if counters is None else counters
         match endpoint:
             case UnixEndpoint(path):
-                sock, inode = _listen_on_path(path)
-                return cls(endpoint, sock, counters, inode)
+                sock, identity = socket_file.listen(
+                    path, BACKLOG, "listen on", "choose another path with --listen"
+                )
+                return cls(endpoint, sock, counters, identity)
             case TcpEndpoint():
                 sock = _listen_on_tcp(endpoint)
                 return cls(_endpoint_of(sock, endpoint), sock, counters)
@@ -87,7 +84,7 @@ class Listener:
         if self._connected:
             sock, self._socket = self._socket, None
             try:
-                _hand_over(sock, str(self.endpoint), on_connection)
+                hand_over(sock, str(self.endpoint), on_connection)
             except OSError:
                 self._counters.count("listener.accept_failed")
             return
@@ -96,7 +93,7 @@ class Listener:
                 await trio.lowlevel.wait_readable(self._socket)
                 try:
                     sock, _ = self._socket.accept()
-                    _hand_over(sock, str(self.endpoint), on_connection)
+                    hand_over(sock, str(self.endpoint), on_connection)
                 except BlockingIOError:
                     continue  # whoever else inherited this socket was quicker
                 except OSError:
@@ -106,11 +103,9 @@ class Listener:
     def close(self) -> None:
         """Stop listening; remove the socket file if it is still the one we made."""
         # The file goes first: while we still answer, nobody takes its place.
-        if self._inode is not None and isinstance(self.endpoint, UnixEndpoint):
-            with contextlib.suppress(OSError):
-                if _identity(self.endpoint.path) == self._inode:
-                    Path(self.endpoint.path).unlink()
-            self._inode = None
+        if self._identity is not None and isinstance(self.endpoint, UnixEndpoint):
+            socket_file.remove(self.endpoint.path, self._identity)
+            self._identity = None
         if self._socket is not None:
             with contextlib.suppress(RuntimeError):  # nobody can be waiting outside of trio
                 trio.lowlevel.notify_closing(self._socket)
@@ -133,7 +128,7 @@ async def connect_forever(
     pause = CONNECT_PAUSE_FIRST
     while True:
         try:
-            ended = _hand_over(_connect(endpoint.path), str(endpoint), on_connection)
+            ended = hand_over(socket_file.connect(endpoint.path), str(endpoint), on_connection)
         except OSError:
             counters.count("listener.connect_failed")
             await trio.sleep(pause)
@@ -143,99 +138,6 @@ async def connect_forever(
         # QEMU may accept and hang up at once, over and over: never without a pause.
         pause = CONNECT_PAUSE_FIRST
         await trio.sleep(pause)
-
-
-# ---- unix --------------------------------------------------------------------------
-
-
-def _listen_on_path(path: str) -> tuple[socket.socket, tuple[int, int]]:
-    """A socket that listens at `path`, mode 0600, and its file's identity.
-
-    A stale socket file there is replaced.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The mode of the socket becomes the mode of the file, without the moment between
-        # bind and chmod, and without a umask that would hold for the whole process.
-        os.fchmod(sock.fileno(), 0o600)
-        with _our_turn(Path(path).absolute().parent):
-            _make_room(path)
-            sock.bind(path)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-            return sock, _identity(path)
-    except OSError as error:
-        sock.close()
-        raise UserError(f"cannot listen on unix:{path}: {error.strerror}") from error
-    except UserError:
-        sock.close()
-        raise
-
-
-def _make_room(path: str) -> None:
-    """Remove a socket file that nobody listens on; UserError for anything else there."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UserError(
-            f"cannot listen on unix:{path}: the file there is not a socket; "
-            "remove it or choose another path"
-        )
-    try:
-        _connect(path).close()
-    except ConnectionRefusedError:
-        Path(path).unlink(missing_ok=True)
-        return
-    except FileNotFoundError:
-        return  # its owner removed it while we asked
-    except OSError as error:
-        # EAGAIN is a full backlog, EPROTOTYPE a datagram socket: both alive.
-        if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
-            raise
-    raise UserError(
-        f"cannot listen on unix:{path}: another process listens there; "
-        "end it, or choose another path with --listen"
-    )
-
-
-@contextlib.contextmanager
-def _our_turn(directory: Path) -> Iterator[None]:
-    """Only one of us looks at and replaces a socket file in `directory` at a time."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:
-        yield  # a drop box (mode 1733): we may put our socket there, but not look or lock
-        return
-    try:
-        deadline = time.monotonic() + TURN_WAIT
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(TURN_PAUSE)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _connect(path: str) -> socket.socket:
-    """A non-blocking socket connected to `path`; OSError. On unix this never waits."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.connect(path)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
 
 
 # ---- TCP and inherited descriptors -------------------------------------------------
@@ -298,7 +200,16 @@ def _endpoint_of(sock: socket.socket, otherwise: Endpoint) -> Endpoint:
     return otherwise
 
 
-def _hand_over(
+def _keep_alive(sock: socket.socket) -> None:
+    """A QEMU whose host is gone says no goodbye; until its link ends, nobody else may be its guest
+    where sources are guarded. One that is only stopped is answered for by its kernel."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def hand_over(
     sock: socket.socket, name: str, on_connection: Callable[[socket.socket, str], T]
 ) -> T:
     """Give a connection away; if nobody can take it (OSError) it is closed.
@@ -309,6 +220,7 @@ def _hand_over(
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(sock)
         return on_connection(sock, name)
     except OSError:
         sock.close()

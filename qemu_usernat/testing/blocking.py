@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from qemu_usernat.config.network import Network as Settings
+from qemu_usernat.config.publish import Publication
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
@@ -465,6 +467,14 @@ class Network:
     def set_policy(self, policy: NetworkPolicy | PolicySettings | None) -> None:
         """`VirtualNetwork.set_policy`: another policy, at once."""
         self.loop.call_sync(self.behind.set_policy, policy)
+
+    def publish(self, port: int, **options: Any) -> Publication:
+        """`VirtualNetwork.publish`: let this host call a guest's port."""
+        return self.loop.call_sync(partial(self.behind.publish, port, **options))
+
+    def unpublish(self, publication: Publication, *, cut: bool = False) -> None:
+        """`VirtualNetwork.unpublish`: nobody comes in there any more."""
+        self.loop.call_sync(partial(self.behind.unpublish, publication, cut=cut))
 
     def change_internet(self, internet: Internet) -> None:
         """`VirtualNetwork.change_internet`: another world."""

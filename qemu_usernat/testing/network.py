@@ -18,17 +18,18 @@ from types import TracebackType
 from typing import Any
 
 import trio
-from attrs import define, field
+from attrs import evolve
 
-from qemu_usernat.app import Server
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
+from qemu_usernat.config.publish import TCP, UDP, Publication, parse_publication
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.qemu.command_lines import guest_mac, netdev_arguments, version_of
+from qemu_usernat.server import Server
 from qemu_usernat.testing import values
 from qemu_usernat.testing.background import Held
 from qemu_usernat.testing.capture import Capture
@@ -40,6 +41,7 @@ from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
 from qemu_usernat.testing.nurseries import helpers
+from qemu_usernat.testing.observed_server import ObservedServer
 from qemu_usernat.testing.recording import RecordingWorld
 from qemu_usernat.testing.records import (
     FLOW_FIELDS,
@@ -339,6 +341,44 @@ class VirtualNetwork:
         policy.check_guests(self._guests)
         return policy
 
+    def publish(
+        self,
+        port: int,
+        *,
+        guest: str = "",
+        protocol: str = "tcp",
+        host: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> Publication:
+        """Let this test, and all programs of this host, call a guest's port while the server runs.
+
+        `guest` is one of `guests`, an address, or a name that was given with DHCP; without it
+        whichever is there.
+        The `address` of what comes back is where to connect to.
+        """
+        if protocol not in (TCP, UDP):
+            raise UserError(f'protocol is "{protocol}"; allowed: "{TCP}" or "{UDP}"')
+        if [type(each) for each in host] != [str, int]:
+            raise TypeError(
+                f"host is {host!r}; allowed: an address and a port (0 is one that the system "
+                'chooses), like ("127.0.0.1", 0)'
+            )
+        address, host_port = f"[{host[0]}]" if ":" in host[0] else host[0], host[1]
+        of_link = guest in self._guests
+        where = f"{guest}:{port}" if guest and not of_link else f"{port}"
+        asked = parse_publication(f"{protocol}:{address}:{host_port}:{where}")
+        published = self._running_server().publish(evolve(asked, guest=guest) if of_link else asked)
+        self.events.note(f"published {published}")
+        return published
+
+    def unpublish(self, publication: Publication, *, cut: bool = False) -> None:
+        """Nobody comes in there any more; with `cut` who has come is reset."""
+        self._running_server().unpublish(publication, cut=cut)
+
+    def _running_server(self) -> Server:
+        if self._server is None:
+            raise UserError("the server is stopped: start() it first")
+        return self._server
+
     async def change_internet(self, internet: Internet) -> None:
         """Another world, and a new server: all connections to the old one are gone.
 
@@ -352,7 +392,7 @@ class VirtualNetwork:
             await self.start()
 
     async def _serve(self, task_status: trio.TaskStatus[Server]) -> None:
-        server = _TestServer(self._config, make_world=self._make_world, bugs=self._bugs)
+        server = ObservedServer(self._config, make_world=self._make_world, bugs=self._bugs)
         server.set_policy(self._policy)
         self._stopped = trio.Event()
         try:
@@ -393,23 +433,6 @@ class VirtualNetwork:
             return ours
 
         return dial
-
-
-@define(eq=False)
-class _TestServer(Server):
-    """A server of which a test learns the bugs, and whose router tells whom it has refused."""
-
-    bugs: list[Exception] = field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        Server.__attrs_post_init__(self)
-        assert isinstance(self.world, RecordingWorld)
-        self.admission.on_decision = self.world.on_decision
-        self.admission.on_stray = self.world.on_stray
-
-    def on_bug(self, error: Exception) -> None:
-        self.counters.count("server.bug")
-        self.bugs.append(error)
 
 
 def _is_name(guest: str) -> bool:

@@ -10,7 +10,6 @@ import trio
 from attrs import define, field
 
 from qemu_usernat.admission import Decision, Guest
-from qemu_usernat.app import World
 from qemu_usernat.gateway.dns import Upstream
 from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.nat.echo import EchoFlow, GuestEcho, HostEcho
@@ -22,6 +21,7 @@ from qemu_usernat.policy.judge import FlowRequest
 from qemu_usernat.policy.rules import ALLOW
 from qemu_usernat.policy.tables import Network
 from qemu_usernat.primitives.addresses import Address, format_address
+from qemu_usernat.server import World
 from qemu_usernat.testing.records import FlowRecord, Outcome, Records, Verdict
 from qemu_usernat.wire.icmp import IcmpError
 from qemu_usernat.wire.packets import Buffer
@@ -56,6 +56,10 @@ class RecordingWorld:
             record.outcome = Outcome.REFUSED
         else:
             flow.host = _RecordedStream(flow.host, flow, record)
+
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        """Pass on: no host of the world hears of it."""
+        self.world.dial_unix(flow, path)
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Pass on, and note whom it is for."""

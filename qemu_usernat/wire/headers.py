@@ -141,3 +141,29 @@ def peek_fragment(frame: memoryview) -> IpPacket | None:
     return IpPacket(source, destination, protocol, ttl, identification,
                     bool(word & 0x4000), bool(word & 0x2000), (word & 0x1FFF) * 8,
                     frame[14:34].tobytes(), frame[34:end].tobytes())  # fmt: skip
+
+
+Located: TypeAlias = tuple[int, Address, Address, int, int, int, int]
+"""(protocol, source, destination, identification, flags and offset of fragments, payload start,
+payload end); the bounds are offsets into the frame."""
+
+
+def locate(frame: memoryview) -> Located | None:
+    """Where in a frame an IPv4 packet is whose lengths and header checksum are right; else None.
+
+    What it carries is not looked at: this is for packets that somebody else will read.
+    """
+    length = len(frame)
+    if length < _FRAGMENT.size:
+        return None
+    (ethertype, version, total, identification, word, _, protocol,
+     source, destination) = _unpack_fragment(frame)  # fmt: skip
+    start, end = 14 + 4 * (version & 0xF), 14 + total
+    if (
+        ethertype != 0x0800
+        or version >> 4 != 4
+        or not _FRAGMENT.size <= start <= end <= length
+        or int.from_bytes(frame[14:start], "big") % 0xFFFF
+    ):
+        return None
+    return protocol, source, destination, identification, word, start, end

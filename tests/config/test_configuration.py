@@ -13,9 +13,9 @@ from qemu_usernat.config import (
     Network,
     TcpEndpoint,
     UnixEndpoint,
-    configuration,
     read_config,
 )
+from qemu_usernat.config.settings import SETTINGS
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.errors import UserError
@@ -107,8 +107,9 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
         (
             "mtuu = 1500",
             'net.toml: key "mtuu" is not known; did you mean "mtu"? allowed here: '
-            "audit, bootfile, congestion, connect, dns, host_loopback, lease_file, listen, mtu, "
-            "tftp, udp_filtering, verbose, [network], [policy], [[reservation]]",
+            "audit, bootfile, congestion, connect, dns, host_loopback, isolate, join, "
+            "join_listen, lease_file, listen, mtu, publish_source, tftp, udp_filtering, verbose, "
+            "[network], [policy], [[reservation]]",
         ),
         (
             "[network]\nsubnett = '10.0.2.0/24'",
@@ -153,6 +154,8 @@ def test_an_option_saves_nobody_from_a_mistake_in_the_file(tmp_path: Path) -> No
             "[network]\ngateway = '10.0.3.2'",
             'net.toml: key "network.gateway" is 10.0.3.2; allowed: an address inside 10.0.2.0/24',
         ),
+        ("isolate = 1", 'key "isolate" is 1; allowed: true or false'),
+        ("[network]\nisolate = true", 'key "network.isolate" is not known; it belongs above'),
         ("[network]\ngateway = 2", 'key "network.gateway" is 2; allowed: an IPv4 address'),
         ("[network]\ngateway-mac = '5'", 'key "network.gateway-mac" is "5" ('),
         ("[network]\nntp = 'pool.ntp.org'", 'key "network.ntp" is "pool.ntp.org" ('),
@@ -222,7 +225,7 @@ def test_with_nothing_said_we_listen_at_the_default(
 
 
 @given(
-    key=st.sampled_from(sorted(configuration._SETTINGS)),
+    key=st.sampled_from(sorted(SETTINGS)),
     raw=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -49,6 +49,8 @@ def test_each_form_is_read_and_written_back(text: str, endpoint: object) -> None
         ("tcp:localhost:-1", "port is not a number"),
         ("tcp:localhost:\u0664\u0664", "port is not a number"),
         ("tcp:::1:4444", "needs brackets"),
+        ("tcp:a..b:7000", "a..b is not a host's name"),
+        (f"tcp:{'a' * 70}:7000", "is not a host's name"),
         ("fd:", "number of an inherited descriptor"),
         ("fd:x", "number of an inherited descriptor"),
         ("fd:-1", "number of an inherited descriptor"),

@@ -11,11 +11,16 @@ import pytest
 import trio
 
 from qemu_usernat.admission import Admission
+from qemu_usernat.arrivals import Arrivals, Caller
 from qemu_usernat.delivery import Delivery
 from qemu_usernat.gateway.arp import ArpResponder
 from qemu_usernat.gateway.dhcp import DhcpServer
 from qemu_usernat.gateway.dns import DnsForwarder
+from qemu_usernat.gateway.dns_zone import Zone
 from qemu_usernat.gateway.icmp import EchoResponder
+from qemu_usernat.lan.joins import Joins
+from qemu_usernat.lan.switch import Switch
+from qemu_usernat.lan_gate import LanGate
 from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.policy.judge import Judge, Verdict
 from qemu_usernat.policy.rules import ALLOW
@@ -24,6 +29,7 @@ from qemu_usernat.testing import InternetHost
 from qemu_usernat.testing.internet.echo import EchoHost
 from qemu_usernat.testing.internet.faults import Fault
 from qemu_usernat.testing.internet.world import InternetWorld
+from qemu_usernat.visits import Visits
 
 
 def _refuse(world: InternetWorld, flow: TcpFlow, *_: object) -> None:
@@ -34,6 +40,10 @@ def _swallow(*_: object) -> Fault:
     return Fault.BLACK_HOLE
 
 
+def _turn_away(_: Arrivals, caller: Caller, *__: object) -> None:
+    caller.reset()
+
+
 def _nothing(*_: object, **__: object) -> None:
     return None
 
@@ -42,11 +52,21 @@ def _true(*_: object, **__: object) -> bool:
     return True
 
 
+def _false(*_: object, **__: object) -> bool:
+    return False
+
+
 FEATURES: dict[str, list[tuple[type, str, Callable[..., object]]]] = {
     "arp": [(ArpResponder, "answer", _nothing)],
     "dhcp": [(DhcpServer, "answer", _nothing)],
     "dns": [(DnsForwarder, "on_query", _true)],
     "icmp errors": [(Delivery, "quoting", _nothing)],
+    "joins": [(Joins, "on_frame", _nothing)],
+    "lan": [(Switch, "_may_reach_guests", _false)],
+    "lan policy": [(LanGate, "_lets_pass", _true)],
+    "names of guests": [(Zone, "_guest_named", _nothing)],
+    "published tcp": [(Arrivals, "on_caller", _turn_away)],
+    "published udp": [(Visits, "on_client", _nothing)],
     "ping of the gateway": [(EchoResponder, "answer", _nothing)],
     "ping": [(EchoHost, "send", _nothing)],
     "refusal": [(InternetHost, "answer", _swallow)],

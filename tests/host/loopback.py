@@ -46,6 +46,9 @@ class LoopbackRoom:
         assert address == packed("127.0.0.1")
         tcp.dial(flow, address, port, ttl, self.poller, self.network.router.touch, self.errors)
 
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        tcp.dial_unix(flow, path, self.poller, self.network.router.touch, self.errors)
+
     def open_udp(self, mapping: UdpMapping) -> None:
         self.datagrams.open(mapping)
 

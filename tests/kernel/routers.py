@@ -130,6 +130,13 @@ def internetwork() -> Iterator[Internetwork]:
         yield Internetwork(host, (first, second, third), site)
 
 
+def this_kernel(ends: ExitStack) -> Kernel:
+    """The one that the tests are in, until `ends` does."""
+    process = ends.enter_context(subprocess.Popen(["sleep", "infinity"]))
+    ends.callback(process.kill)
+    return Kernel(process)
+
+
 def kernel(ends: ExitStack) -> Kernel:
     """A new one, until `ends` does."""
     words = ["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"]

@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import trio
 
-from qemu_usernat.app import Server, raise_descriptor_limit
+from qemu_usernat.app import raise_descriptor_limit
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
+from qemu_usernat.server import Server
 from qemu_usernat.testing.namespace import SOCKET_TIMEOUT, NamespaceGuest
 from tests.kernel.laboratory import (
     GATEWAY,

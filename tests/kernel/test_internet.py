@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from qemu_usernat.app import Server
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
 from qemu_usernat.primitives.errors import UserError
+from qemu_usernat.server import Server
 from qemu_usernat.testing.internet import Internet, Response
 from qemu_usernat.testing.namespace import NamespaceGuest
 from tests.kernel.laboratory import some_octets

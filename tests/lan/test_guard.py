@@ -2,8 +2,10 @@
 
 import pytest
 
-from qemu_usernat.lan.guard import USED_MAXIMUM, SourceGuard
+from qemu_usernat.lan.guard import JOINED_MAXIMUM, USED_MAXIMUM, SourceGuard
+from qemu_usernat.lan.port import JoinPort
 from qemu_usernat.primitives.addresses import Address, parse_mac
+from qemu_usernat.primitives.counters import Counters
 
 HOSTILE = parse_mac("52:54:00:00:00:01")
 OTHER = parse_mac("52:54:00:00:00:02")
@@ -16,6 +18,11 @@ def at(number: int) -> Address:
 @pytest.fixture
 def guard() -> SourceGuard:
     return SourceGuard(on=True, reserved={at(200): HOSTILE})
+
+
+@pytest.fixture
+def join() -> JoinPort:
+    return JoinPort("join", Counters())
 
 
 def taken(guard: SourceGuard) -> int:
@@ -71,3 +78,30 @@ def test_a_machine_that_has_left_has_used_nothing(guard: SourceGuard) -> None:
     assert taken(guard) == 0
     assert all(guard.may_use(at(number), HOSTILE) for number in range(50, 50 + USED_MAXIMUM))
     assert not guard.may_use(at(1), HOSTILE)
+
+
+def test_nobody_behind_a_join_has_what_is_leased_here(guard: SourceGuard, join: JoinPort) -> None:
+    """But for the machine that it is reserved for, wherever that is."""
+    guard.is_leased_here = lambda address: address >= at(15)
+    assert not guard.may_use(at(15), HOSTILE, join)
+    assert not guard.is_of_another(OTHER, at(15))
+    assert guard.may_use(at(14), HOSTILE, join)
+    assert guard.may_use(at(200), HOSTILE, join)
+    assert guard.may_use(at(15), OTHER)
+    assert guard.may_use(at(15), OTHER, join)  # it has it, and has moved there
+
+
+def test_all_machines_behind_a_join_have_a_bounded_number_of_addresses(
+    guard: SourceGuard, join: JoinPort
+) -> None:
+    """However many MAC addresses they show; when it ends they have none."""
+    spoken = [
+        guard.may_use(number.to_bytes(4, "big"), HOSTILE[:4] + (number // 10).to_bytes(2), join)
+        for number in range(2 * JOINED_MAXIMUM)
+    ]
+    assert spoken == [True] * JOINED_MAXIMUM + [False] * JOINED_MAXIMUM
+    assert guard.may_use(bytes(4), HOSTILE[:4] + bytes(2), join)
+    assert guard.may_use(at(1), OTHER, JoinPort("other", Counters()))
+    guard.forget(guard.leave(join))
+    assert not guard.is_of_another(OTHER, bytes(4))
+    assert guard.may_use(at(2), HOSTILE, join)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qemu_usernat.policy.audit import KEYS_MAXIMUM, AuditRecord, Repeats
 from qemu_usernat.policy.groups import Groups
 from qemu_usernat.policy.judge import Flight, FlowRequest, Judge, Speech
+from qemu_usernat.policy.redirects import HostTarget
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.errors import UserError
@@ -21,11 +22,13 @@ RECORD = AuditRecord(
     time=1_700_000_000.25,
     guest="52:54:00:12:34:56",
     link="unix-1",
+    network="lab",
     source="10.0.2.15",
     protocol="tcp",
     address="8.8.8.8",
     port=443,
     name="a.example",
+    redirected="127.0.0.1:3141",
     names=("a.example",),
     speech="tls",
     verdict="allow",
@@ -43,11 +46,13 @@ def test_a_record_is_one_line_with_all_fields() -> None:
         "time": "2023-11-14T22:13:20.250Z",
         "guest": "52:54:00:12:34:56",
         "link": "unix-1",
+        "network": "lab",
         "source": "10.0.2.15",
         "protocol": "tcp",
         "address": "8.8.8.8",
         "port": 443,
         "name": "a.example",
+        "redirected": "127.0.0.1:3141",
         "names": ["a.example"],
         "speech": "tls",
         "verdict": "allow",
@@ -201,9 +206,15 @@ def test_a_verdict_becomes_a_record() -> None:
     """What was judged, what the guest said, and the rule by its name or its text."""
     policy = NetworkPolicy.deny_all().rule("log any").allow_https("a.example").named("code")
     request = FlowRequest(
-        "tcp", packed("8.8.8.8"), 443, frozenset({"a.example"}), Flight(Speech.TLS, "a.example")
+        "tcp",
+        packed("8.8.8.8"),
+        443,
+        frozenset({"a.example"}),
+        Flight(Speech.TLS, "a.example"),
+        HostTarget(packed("127.0.0.1"), 3141),
     )
     who: dict[str, Any] = {"guest": RECORD.guest, "link": RECORD.link, "source": RECORD.source}
+    who["network"] = RECORD.network
     record = AuditRecord.of(
         request, Judge(policy, Groups()).judge(request), time=RECORD.time, **who
     )
@@ -216,3 +227,12 @@ def test_a_verdict_becomes_a_record() -> None:
     asked = Judge(policy, Groups()).judge_name("b.example")
     record = AuditRecord.of(question, asked, time=0.0, asked="b.example", **who)
     assert (record.address, record.name, record.verdict) == (None, "b.example", "deny")
+
+
+@pytest.mark.parametrize("protocol", ["udp", "icmp"])
+def test_who_has_no_stream_speaks_nothing(protocol: str) -> None:
+    """Between guests all is judged as if it spoke of no name; of a datagram that is no news."""
+    request = FlowRequest(protocol, packed("10.0.2.16"), 7, flight=Flight(Speech.OTHER))
+    verdict = Judge(NetworkPolicy.allow_all(), Groups()).judge(request)
+    who: dict[str, Any] = {"guest": RECORD.guest, "link": RECORD.link, "source": RECORD.source}
+    assert AuditRecord.of(request, verdict, time=0.0, **who).speech is None

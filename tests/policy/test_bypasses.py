@@ -243,7 +243,7 @@ async def test_a_flood_of_held_connections_is_bounded(
     internet: Internet, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each costs a flow; beyond the bound they are refused, and the others work."""
-    monkeypatch.setattr("qemu_usernat.connections.FLOWS_MAXIMUM", 40)
+    monkeypatch.setattr("qemu_usernat.nat.holdings.FLOWS_PER_GUEST", 40)
     async with guest_under(ONLY_SITE, internet) as (guest, network):
         await guest.resolve("site.example")
         held: list[TcpStream] = []

@@ -129,12 +129,27 @@ def test_what_the_gateway_answers_itself_is_told() -> None:
 
 
 @pytest.mark.parametrize("address", ["224.0.0.251", "255.255.255.255", "10.0.2.255"])
-def test_groups_are_told_to_be_no_place(address: str) -> None:
-    """A rule for multicast reads well, and lets nothing out: whoever wrote it is to know."""
-    policy = deny_all.rule(f"allow {address}").rule("allow multicast")
-    assert explained(policy, f"udp {address}:5353")[-1] == (
-        "verdict: dropped: nothing is carried to a group, whatever a rule says"
+def test_groups_are_told_to_be_other_guests_only(address: str) -> None:
+    """A rule for multicast reads well, and lets nothing out of the LAN: whoever wrote it is to
+    know."""
+    policy = deny_all.rule("allow multicast")
+    assert explained(policy, f"udp {address}:1900")[-1] == (
+        "verdict: to other guests: allow (rule allow multicast); to the world nothing is carried"
     )
+    assert explained(policy, f"tcp {address}:80")[-1].startswith("verdict: dropped")
+    assert explained(deny_all.rule("allow any"), f"udp {address}:1900")[-1] == (
+        "verdict: dropped: deny (floor, rule allow any)"
+    )
+
+
+def test_a_flow_to_another_guest_is_never_held() -> None:
+    """Its first octets pass by: a name counts as our resolver told it."""
+    policy = deny_all.rule("allow host.internal on tcp/443").rule("deny bad.example")
+    flow = parse_flow("tcp host.internal:443").at("10.0.2.15")
+    lines = list(explain(policy, GROUPS_HERE, flow))
+    assert "the address is of the group lan" in lines[1]
+    assert lines[-1] == "verdict: allow (rule allow host.internal on tcp/443)"
+    assert explained(policy, "tcp 10.0.2.15:443")[-1] == "verdict: deny (default)"
 
 
 @given(
@@ -179,6 +194,6 @@ def test_explain_says_what_is_enforced(
 def test_every_reason_that_a_rule_may_lack_has_words() -> None:
     """Nobody is left with a word of the code's."""
     judges = {Why.RULE, Why.DEFAULT, Why.HELD, Why.MARTIAN, Why.NAME_SERVICE}
-    before = {Why.SPOOFED, Why.UNCARRIED, Why.QUESTION}
+    before = {Why.SPOOFED, Why.ISOLATED, Why.UNCARRIED, Why.QUESTION}
     after = {Why.CONNECT, Why.UPGRADE, Why.FRAMING}
     assert set(Why) - judges - before - after == set(WORDS)

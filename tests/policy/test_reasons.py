@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from qemu_usernat.config import Network
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.why import Why
 from qemu_usernat.primitives.addresses import parse_address, parse_mac
@@ -129,6 +130,17 @@ async def tunnels(guest: FakeGuest, network: VirtualNetwork) -> None:
     await trio.sleep(1)
 
 
+async def calls_a_neighbour(guest: FakeGuest, network: VirtualNetwork) -> None:
+    """By way of the gateway."""
+    source, neighbour = parse_address(guest.address or ""), parse_address("10.0.2.99")
+    payload = udp_datagram(source, 4000, neighbour, 7, b"x")
+    (frame,) = ipv4_frames(
+        parse_mac(guest.mac), network.settings.gateway_mac, source, neighbour, UDP, payload, 1500, 1
+    )
+    await guest.send_frame(frame[4:])
+    await trio.sleep(1)
+
+
 GET = "GET / HTTP/1.1\nHost: site.example\n"
 THEN = GET + "\n" + GET
 OTHER_TOO = NetworkPolicy.deny_all().allow_domain("other.example").rule("allow site.example")
@@ -151,6 +163,7 @@ CONVERSATIONS: dict[Why, tuple[NetworkPolicy, Act]] = {
     Why.NAME_SERVICE: (NetworkPolicy.allow_all(), speaks(853, b"")),
     Why.MARTIAN: (NetworkPolicy.allow_all(), speaks(80, b"", "127.0.0.1")),
     Why.SPOOFED: (NetworkPolicy.allow_all(), forges),
+    Why.ISOLATED: (NetworkPolicy.allow_all(), calls_a_neighbour),
     Why.UNCARRIED: (NetworkPolicy.allow_all(), tunnels),
     Why.QUESTION: (SITE_ONLY, asks_another_class),
     Why.CONNECT: (SITE_ONLY, requests(GET + "\nCONNECT x:443 HTTP/1.1\nHost: site.example\n\n")),
@@ -165,9 +178,12 @@ async def test_a_guest_that_meets_this_reason(
 ) -> None:
     """Its verdict names it."""
     policy, act = CONVERSATIONS[why]
+    settings = Network(mtu=1500, isolate=why is Why.ISOLATED)
     with trio.fail_after(600):
         async with (
-            VirtualNetwork(internet, policy=policy, guests=("guest", "neighbour")) as network,
+            VirtualNetwork(
+                internet, settings, policy=policy, guests=("guest", "neighbour")
+            ) as network,
             network.fake_guest("guest", strict=False) as guest,
         ):
             await guest.dhcp()

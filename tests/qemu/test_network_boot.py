@@ -30,6 +30,7 @@ def tftp(image: GuestImage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.deep  # tests/test_network_boot.py has the same conversation without a machine
 async def test_ipxe_boots_linux_from_a_folder(tftp: Path, tmp_path: Path) -> None:
     """A script from our TFTP server, a kernel and an initramfs of 40 MB, and the system is up."""
     (tmp_path / "disk").write_bytes(bytes(1 << 20))

@@ -4,13 +4,16 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
+from qemu_usernat import poller
 from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.counters import Counters
+from qemu_usernat.qemu import link
 from qemu_usernat.qemu.framing import FRAMES_AT_ONCE
 from qemu_usernat.qemu.link import Link
 
@@ -60,10 +63,64 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    """In which no turn has time for more than is handed out in one go."""
+    monkeypatch.setattr(link, "TURN_TIME", 0)
     room = Room()
     yield room
     room.close()
+
+
+def test_a_turn_takes_as_long_as_it_may(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred frames that cost nothing are no flood; three that cost much are."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(link, "TURN_TIME", 3)
+    room.qemu.sendall(framed(FRAME) * 10 * FRAMES_AT_ONCE)
+    room.turn()
+    assert len(room.heard) == 3 * FRAMES_AT_ONCE
+
+
+def test_a_flood_waits_behind_the_others(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has said more than there was time for is read again in its turn, one after the other; who
+    says little is heard at once, each time, and so is one that has calmed down."""
+    monkeypatch.setattr(poller, "AGAIN_TIME", 0)
+    heard: list[bytes] = []
+    room.switch.gateway = lambda frame, now: heard.append(bytes(frame[6:12]))
+    ends, links = [], []
+    for _ in range(3):
+        theirs, ours = socket.socketpair()
+        ours.setblocking(False)
+        links.append(
+            Link(ours, "vm", room.switch, room.poller, room.counters, lambda link, reason: None)
+        )
+        theirs.setblocking(False)
+        ends.append(theirs)
+    quiet, *floods = ends
+    for number, flood in enumerate(floods):
+        source = b"\2\0\0\0\0" + bytes([number])
+        flood.send(framed(GATEWAY + source + b"\x88\xb5") * 100)
+    for number in range(60):
+        quiet.send(framed(FRAME))
+        heard.clear()
+        room.turn()
+        assert heard.count(GUEST) == 1
+        assert len(heard) <= 1 + FRAMES_AT_ONCE * (1 if number else len(floods))
+        for flood in floods:
+            with suppress(BlockingIOError):
+                flood.send(framed(GATEWAY + b"\2\0\0\0\0\7" + b"\x88\xb5") * 100)
+    while room.turn():
+        pass
+    for _ in range(2):
+        heard.clear()
+        floods[0].send(framed(FRAME))
+        assert room.turn()
+        first = len(heard)
+        room.turn()
+    assert first == 1
+    for end, theirs in zip(links, ends, strict=True):
+        end.close("the test ends")
+        theirs.close()
 
 
 def test_frames_reach_the_switch(room: Room) -> None:
@@ -99,7 +156,7 @@ def test_frames_are_good_for_the_whole_turn(room: Room, bell_first: bool) -> Non
     room.turn()
     room.qemu.sendall(framed(FRAME) * 300)
     heard = [bytes(view) for view in views]
-    for _ in range(3):
+    for _ in range(100):
         views.clear()
         ready = sorted(room.poller.wait(), key=lambda each: each[0].data is room.link)
         room.poller.dispatch(ready if bell_first else ready[::-1], 1.0)
@@ -114,8 +171,8 @@ def test_a_flood_and_then_nothing(room: Room) -> None:
     room.qemu.close()
     room.turn()
     assert room.closed == []
-    room.turn()
-    room.turn()
+    for _ in range(3):
+        room.turn()
     assert len(room.heard) == FRAMES_AT_ONCE + 1
     assert room.closed == ["QEMU closed the connection"]
 
@@ -128,6 +185,21 @@ def test_a_link_that_ends_with_frames_left(room: Room) -> None:
     room.turn()
     assert not room.turn()
     assert len(room.heard) == FRAMES_AT_ONCE
+
+
+def test_a_link_that_ends_in_the_middle_of_its_frames(room: Room) -> None:
+    """What one of them has shown to be gone says nothing more."""
+    heard: list[bytes] = []
+
+    def hear(frame: memoryview, now: float) -> None:
+        heard.append(bytes(frame))
+        room.link.close("gone")
+
+    room.switch.gateway = hear
+    room.qemu.sendall((framed(FRAME) + framed(b"\xff" * 6 + FRAME[6:])) * 3)
+    room.turn()
+    assert room.closed == ["gone"]
+    assert heard == [FRAME]
 
 
 def test_what_is_queued_reaches_qemu(room: Room) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from qemu_usernat import socket_file
 from qemu_usernat.config import FdEndpoint, TcpEndpoint, UnixEndpoint
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import UserError
@@ -170,9 +171,9 @@ def test_a_strangers_lock_on_the_directory_does_not_stop_us(
     endpoint: UnixEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody may lock /tmp; we wait our turn for a moment, then go ahead."""
-    monkeypatch.setattr(listener_module, "TURN_WAIT", 0.03)
+    monkeypatch.setattr(socket_file, "TURN_WAIT", 0.03)
     directory = Path(endpoint.path).parent
-    with listener_module._our_turn(directory):
+    with socket_file._our_turn(directory):
         ours = Listener.open(endpoint)
     ours.close()
 
@@ -317,7 +318,8 @@ async def test_a_tcp_connection_that_is_gone_before_we_look(
 async def test_tcp_port_zero_becomes_a_real_port(
     host: str, connections: Connections, nursery: trio.Nursery
 ) -> None:
-    """The endpoint tells where QEMU is to connect; small frames are not held back."""
+    """The endpoint tells where QEMU is to connect; small frames are not held back, and a QEMU whose
+    host is gone is missed within half a minute."""
     if host == "::1" and not IPV6:
         pytest.skip("no IPv6 on this machine")
     ours = Listener.open(TcpEndpoint(host, 0))
@@ -327,6 +329,12 @@ async def test_tcp_port_zero_becomes_a_real_port(
     with socket.create_connection((host, ours.endpoint.port)):
         sock = await connections.wait()
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count <= 30
     ours.close()
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from qemu_usernat.app import Server
+from qemu_usernat.server import Server
 from qemu_usernat.testing.capture import Capture
 from qemu_usernat.testing.fake_guest import (
     DhcpRefused,

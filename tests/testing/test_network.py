@@ -333,3 +333,12 @@ async def test_a_folder_that_was_asked_for_is_kept(
     async with VirtualNetwork(folder=tmp_path / "logs") as network:
         (network.folder / "a log").write_text("words")
     assert (tmp_path / "logs" / "a log").read_text() == "words"
+
+
+async def test_publishing_says_what_it_takes() -> None:
+    """In the words of the call, not in those of `--publish`."""
+    async with VirtualNetwork() as network:
+        with pytest.raises(UserError, match=r'^protocol is "sctp"; allowed: "tcp" or "udp"$'):
+            network.publish(7000, protocol="sctp")
+        with pytest.raises(TypeError, match=r"^host is '127\.0\.0\.1'; allowed: an address and a"):
+            network.publish(7000, host="127.0.0.1")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.wire.checksum import checksum, pseudo_header
 from qemu_usernat.wire.decoder import decode, decode_transport
 from qemu_usernat.wire.emit import SegmentTemplate
-from qemu_usernat.wire.headers import Peeked, peek, peek_fragment
+from qemu_usernat.wire.headers import Peeked, locate, peek, peek_fragment
 from qemu_usernat.wire.icmp import ECHO_REQUEST, icmp_message
 from qemu_usernat.wire.ipv4 import ipv4_frames
 from qemu_usernat.wire.packets import (
@@ -118,6 +118,22 @@ def slow(frame: bytes) -> Peeked | None:
             content.destination_port, start, end, *numbers, selective)  # fmt: skip
 
 
+def slow_place(frame: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
+    """What the slow tier says of where a packet is, but for options that it does not like."""
+    try:
+        packet = decode(frame).content
+    except Malformed as error:
+        located = locate(memoryview(frame))
+        return located[:6] if located and error.reason == "ipv4.bad_option" else None
+    if not isinstance(packet, IpPacket):
+        return None
+    word = int.from_bytes(frame[20:22], "big")
+    start = 14 + len(packet.header)
+    return (
+        packet.protocol, packet.source, packet.destination, packet.identification, word, start
+    )  # fmt: skip
+
+
 def slow_fragment(frame: bytes) -> IpPacket | None:
     """The fragment that the slow tier reads, if it is a plain one."""
     try:
@@ -132,6 +148,9 @@ def slow_fragment(frame: bytes) -> IpPacket | None:
 def assert_tiers_agree(frame: bytes) -> None:
     assert peek(memoryview(frame)) == slow(frame)
     assert peek_fragment(memoryview(frame)) == slow_fragment(frame)
+    located = locate(memoryview(frame))
+    assert (None if located is None else located[:6]) == slow_place(frame)
+    assert located is None or located[6] == 14 + int.from_bytes(frame[16:18], "big")
 
 
 def fragment(payload: bytes, word: int = 0x2000) -> bytes:

@@ -12,7 +12,8 @@ from functools import partial
 
 from attrs import define, field
 
-from qemu_usernat.admission import Decision
+from qemu_usernat.admission import Decision, Guest
+from qemu_usernat.nat.holdings import OCTETS_AT_LEAST, Holdings
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT, GuestHalf
 from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, Doubt
 from qemu_usernat.nat.tcp.sinks import HostStream
@@ -42,6 +43,9 @@ SYN_RETRANSMISSIONS = 7
 _RECEIVING = frozenset({GuestState.ESTABLISHED, GuestState.CLOSE_WAIT})
 """States in which the guest takes octets from us."""
 
+_HALF_OPEN = frozenset({GuestState.SYN_HELD, GuestState.SYN_RECEIVED, GuestState.SYN_SENT})
+"""States in which a connection was asked for and is not made."""
+
 _SYN_UNACKNOWLEDGED = frozenset({GuestState.SYN_SENT, GuestState.SYN_RECEIVED})
 
 _TAKING = frozenset({HostState.OPEN, HostState.READ_EOF})
@@ -56,6 +60,12 @@ class TcpFlow(GuestHalf):
     host_state: HostState = HostState.IDLE
     decision: Decision | None = None
     """What the policy said of it; None of a flow that nobody asked about."""
+    owner: Guest | None = None
+    """Who the guest is; None where nobody asks."""
+    holdings: Holdings = field(factory=Holdings)
+    """What all flows of its guest hold."""
+    _held: tuple[int, int] = (0, 0)
+    """Of that, this one's: whether it is half open, and octets."""
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
     _refusal: IcmpError | None = None
@@ -64,6 +74,35 @@ class TcpFlow(GuestHalf):
     def finished(self) -> bool:
         """Whether nothing is owed to anybody: the owner forgets the flow."""
         return self.guest_state in GUEST_GONE and self.host_state not in HOST_HOLDS_SOCKET
+
+    # -- what it holds
+
+    def begin(self, owner: Guest, holdings: Holdings) -> None:
+        """A flow of `owner`, whose flows hold `holdings`; before its first segment to the guest."""
+        self.owner, self.holdings = owner, holdings
+        if holdings.is_full():
+            self.receiver.capacity = OCTETS_AT_LEAST
+        holdings.add(1, 0, 0)
+        self.account()
+
+    def account(self) -> None:
+        """Say what the flow holds now."""
+        held = self.guest_state in _HALF_OPEN, self._octets()
+        if held != self._held:
+            before, self._held = self._held, held
+            self.holdings.add(0, held[0] - before[0], held[1] - before[1])
+
+    def release(self) -> None:
+        """It has ended."""
+        self.holdings.add(-1, -self._held[0], -self._held[1])
+        self.holdings = Holdings()
+
+    def _octets(self) -> int:
+        """What the guest may send, or has sent and nobody has taken; and what it has not taken."""
+        receiver = self.receiver
+        ended = receiver.fin_consumed or self.guest_state in GUEST_GONE
+        ended = ended or self.guest_state is GuestState.SYN_SENT  # which has not even begun
+        return (receiver.queued if ended else receiver.capacity) + self.sender.outstanding
 
     def _move_host(self, event: HostEvent) -> None:
         target = HOST_TABLE.get((self.host_state, event))
@@ -109,11 +148,19 @@ class TcpFlow(GuestHalf):
             return 0
         if self.host_state not in (HostState.OPEN, HostState.WRITE_SHUT) or self.wire.stalled():
             return 0
-        return self.sender.room()
+        room = self.sender.room()
+        if room and self.holdings.is_full():
+            # The guest's next ACK makes room, for this flow if for no other.
+            return 0 if self.sender.outstanding else min(room, OCTETS_AT_LEAST)
+        return room
 
     def on_host_data(self, payload: Buffer, length: int, now: float) -> None:
         """At most `room` octets from the server."""
+        if self.holdings.is_full():
+            self.counters.count("tcp.octets_full")
         self.sender.take(payload, length)
+        self.holdings.add(0, 0, length)
+        self._held = self._held[0], self._held[1] + length
         self.sender.pump(self.output.data, now)
 
     def on_path_mtu(self, sequence: int, mtu: int) -> bool:
@@ -127,6 +174,8 @@ class TcpFlow(GuestHalf):
 
     def on_host_waiting(self) -> None:
         """The server has sent something, but `room` is zero."""
+        if self.holdings.is_full():
+            self.counters.count("tcp.octets_full")
         self.sender.data_waiting = True
 
     def on_host_eof(self, now: float) -> None:
@@ -177,6 +226,7 @@ class TcpFlow(GuestHalf):
     def _drain(self, now: float) -> None:
         if self.host_state in _TAKING:
             queued = self.receiver.queued
+            self.receiver.may_grow = not self.holdings.is_full()
             self.receiver.drain(partial(self.host.send, now=now))
             if self.guest_state in GUEST_GONE and self.receiver.queued < queued:
                 self.keepalive.heard_at = now

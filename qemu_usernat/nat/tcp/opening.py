@@ -57,7 +57,7 @@ def open_flow(
     `beyond` is the last number that we used in a connection of the same four-tuple which has
     only just ended (RFC 9293, 3.10.7.4, MAY-2).
     """
-    flow = _new_flow(key, wire, settings, counters, now)
+    flow = new_flow(key, wire, settings, counters, now)
     flow.negotiate(syn)
     if beyond is not None and difference(flow.sender.initial_sequence, beyond) <= 0:
         flow.sender.initial_sequence = add(beyond, REUSE_GAP)
@@ -73,14 +73,15 @@ def call_guest(
     now: float,
 ) -> TcpFlow:
     """The flow in which we call the guest, for the client that `host` has accepted."""
-    flow = _new_flow(key, wire, settings, counters, now)
+    flow = new_flow(key, wire, settings, counters, now)
     flow.call(host, now)
     return flow
 
 
-def _new_flow(
+def new_flow(
     key: FlowKey, wire: GuestWire, settings: TcpSettings, counters: Counters, now: float
 ) -> TcpFlow:
+    """A flow that nobody has begun."""
     ours = settings.mtu - HEADERS
     sender = Sender(
         initial_sequence=initial_sequence(key, settings.secret, now),

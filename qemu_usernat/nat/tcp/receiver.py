@@ -58,6 +58,8 @@ class Receiver:
     scale: int = 0
     """Shift of the windows we send; 0 where the guest's SYN had no window scale."""
     capacity: int = CAPACITY_INITIAL
+    may_grow: bool = True
+    """Whether the capacity may."""
     next_sequence: int = 0
     """RCV.NXT."""
     position: int = 0
@@ -285,7 +287,10 @@ class Receiver:
         if self.backlog:
             self.delivered_since_growth = 0
         elif self.delivered_since_growth >= self.capacity < CAPACITY_MAXIMUM:
-            self.capacity *= 2
+            if self.may_grow:
+                self.capacity *= 2
+            else:
+                self.counters.count("tcp.octets_full")
             self.delivered_since_growth = 0
 
     def _keep_rest(self, taken: int) -> None:
@@ -308,11 +313,11 @@ class Receiver:
     def window(self) -> int:
         """The window to send now, in units of 2**scale; moves the right edge.
 
-        The edge moves by an MSS at least (RFC 9293, 3.8.6.2.2; half of the capacity is more), never
+        The edge moves by an MSS at least, or half of the capacity (RFC 9293, 3.8.6.2.2), never
         back, and is rounded up to the scale so that rounding does not move it back either.
         """
         wanted = self.position + self.capacity - self.queued
-        opens = wanted - self.right_edge >= self.maximum_segment_size
+        opens = wanted - self.right_edge >= min(self.maximum_segment_size, self.capacity // 2)
         edge = wanted if opens else self.right_edge
         unit = 1 << self.scale
         units = min((edge - self.position + unit - 1) >> self.scale, 0xFFFF)
@@ -330,7 +335,7 @@ class Receiver:
         # No more than the field can say: the same window again reads as a duplicate ACK.
         largest = 0xFFFF << self.scale
         wanted = self.position + min(self.capacity - self.queued, largest)
-        step = min(self.maximum_segment_size * 2, largest // 2)
+        step = min(2 * self.maximum_segment_size, largest // 2, self.capacity // 2)
         return wanted - self.right_edge >= step
 
     def _position_of(self, sequence: int) -> int:

@@ -110,6 +110,11 @@ class Sender:
         self.congestion = self.control(self.maximum_segment_size)
         self.window.begin(sequence, window, window_scale)
 
+    @property
+    def outstanding(self) -> int:
+        """Octets retained: those that the guest has not acknowledged."""
+        return max(0, self.end - self.acknowledged)  # which our FIN may be ahead of
+
     # -- from the host
 
     def room(self) -> int:

@@ -13,7 +13,6 @@ from ssl import SSLContext
 import trio
 import trustme
 
-from qemu_usernat.app import Server
 from qemu_usernat.policy.groups import is_martian
 from qemu_usernat.primitives.addresses import (
     is_loopback,
@@ -21,6 +20,7 @@ from qemu_usernat.primitives.addresses import (
     is_unspecified_network,
     parse_address,
 )
+from qemu_usernat.server import Server
 from qemu_usernat.testing.internet.hosts import InternetHost
 from qemu_usernat.testing.internet.name_server import NameServer
 from qemu_usernat.testing.internet.names import Names, parse_name

@@ -12,8 +12,9 @@ from typing import cast
 import trio
 
 from qemu_usernat.admission import Guest
-from qemu_usernat.app import Server
 from qemu_usernat.gateway.dns import Upstream
+from qemu_usernat.host import tcp
+from qemu_usernat.host.error_queue import ErrorReader
 from qemu_usernat.host.upstream import AnswerCallback
 from qemu_usernat.nat.echo import EchoFlow
 from qemu_usernat.nat.tcp.flow import TcpFlow
@@ -26,6 +27,7 @@ from qemu_usernat.primitives.addresses import (
     format_address,
     is_multicast_or_broadcast,
 )
+from qemu_usernat.server import Server
 from qemu_usernat.testing.internet.datagrams import HostSocket
 from qemu_usernat.testing.internet.echo import EchoHost
 from qemu_usernat.testing.internet.faults import Fault
@@ -82,6 +84,11 @@ class InternetWorld:
             stage.timeline.at(now + 2 * host.latency, connect)
         elif answer is Fault.REFUSES:
             stage.timeline.at(now + 2 * host.latency, connection.fail)
+
+    def dial_unix(self, flow: TcpFlow, path: str) -> None:
+        """The one way out: to a socket of this host that the test itself has named."""
+        server = self._server
+        tcp.dial_unix(flow, path, server.poller, server.touch, ErrorReader(self.is_of_host))
 
     def _connect(self, connection: HostConnection, service: Service, where: str) -> None:
         if connection.connect(service.reset) and self._stage.nursery is not None:

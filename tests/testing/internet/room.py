@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import trio
 from trio.testing import MockClock
 
-from qemu_usernat.app import Server
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
 from qemu_usernat.primitives.sequence import difference
+from qemu_usernat.server import Server
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.wire.packets import ACK, FIN, PSH, RST, SYN, TcpSegment
 from tests.scripted_guest import GUEST, GUEST_MAC, Heard, ScriptedGuest, ScriptedNetwork

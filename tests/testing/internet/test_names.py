@@ -9,9 +9,9 @@ import dns.rdatatype
 import pytest
 import trio
 
-from qemu_usernat.app import Server
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
+from qemu_usernat.server import Server
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.names import Names
 from tests.scripted_guest import NAMESERVER
