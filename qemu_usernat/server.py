@@ -84,7 +84,7 @@ class World(HostEdge, Asker, Protocol):
 def system_world(server: "Server") -> World:
     """The host's own network."""
     resolvers = [(address.packed, port) for address, port in server.config.network.dns]
-    return SystemWorld(server.poller, server.counters, server.touch, resolvers)
+    return SystemWorld(server.poller, server.counters, server.touch, server.label, resolvers)
 
 
 @define(eq=False)

@@ -88,14 +88,22 @@ def default_endpoint(environment: Mapping[str, str], user_id: int) -> UnixEndpoi
 
 
 def _parse_unix(text: str, path: str) -> UnixEndpoint:
+    try:
+        return UnixEndpoint(check_unix_path(path))
+    except ValueError as error:
+        raise _refusal(text, str(error)) from error
+
+
+def check_unix_path(path: str) -> str:
+    """The same, where a unix socket can be there; ValueError says why it cannot."""
     length = len(os.fsencode(path))
     if not path:
-        raise _refusal(text, "the path is missing")
+        raise ValueError("the path is missing")
     if "\0" in path:
-        raise _refusal(text, "a path cannot hold a NUL")
+        raise ValueError("a path cannot hold a NUL")
     if length > UNIX_PATH_MAXIMUM:
-        raise _refusal(text, f"the path has {length} bytes, the system allows {UNIX_PATH_MAXIMUM}")
-    return UnixEndpoint(path)
+        raise ValueError(f"the path has {length} bytes, the system allows {UNIX_PATH_MAXIMUM}")
+    return path
 
 
 def _parse_tcp(text: str, rest: str) -> TcpEndpoint:

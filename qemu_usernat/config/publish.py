@@ -5,16 +5,16 @@ for `network` to say. Text and table are the same two halves: where on the host,
 guest.
 """
 
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import attrs
 
-from qemu_usernat.config.endpoints import UNIX_PATH_MAXIMUM, is_decimal
+from qemu_usernat.config.endpoints import check_unix_path, is_decimal
 from qemu_usernat.config.reservations import LABEL
+from qemu_usernat.config.tables import check_keys, read_tables
 from qemu_usernat.primitives.errors import UserError
 
 HOST_FORMS = (
@@ -159,27 +159,16 @@ def _joined(host: dict[str, Any], guest: dict[str, Any]) -> Publication:
 
 def read_publications(raw: Any) -> tuple[Publication, ...]:
     """What a TOML file has as tables, or the options as texts; UserError says which is wrong."""
-    if not isinstance(raw, Sequence) or isinstance(raw, str):
-        raise ValueError
     if isinstance(raw, tuple) and all(isinstance(each, str) for each in raw):
         read = tuple(map(parse_publication, raw))  # options: a file has lists
-    elif all(isinstance(each, dict) for each in raw):
-        read = tuple(_table(number, table) for number, table in enumerate(raw, 1))
     else:
-        raise ValueError
+        read = read_tables(raw, _table)
     check_different(read)
     return read
 
 
 def _table(number: int, table: dict[str, Any]) -> Publication:
-    for key in table:
-        if key not in _KEYS:
-            raise UserError(
-                f'number {number}: key "{key}" is not known; allowed: {", ".join(_KEYS)}'
-            )
-    for key in _KEYS:
-        if key not in table:
-            raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
+    check_keys(number, table, _KEYS, _KEYS, ALLOWED)
     host = _half(number, "host", table["host"])
     guest = _half(number, "guest", table["guest"])
     try:
@@ -221,7 +210,7 @@ def _host(text: str) -> dict[str, Any]:
     """Where on the host, as fields of a `Publication`; ValueError."""
     form, colon, rest = text.partition(":")
     if colon and form == "unix":
-        return {"path": _path(rest)}
+        return {"path": check_unix_path(rest)}
     protocol = TCP
     if colon and form in (TCP, UDP):
         protocol, text = form, rest
@@ -239,17 +228,6 @@ def _host(text: str) -> dict[str, Any]:
     first, count = _range(ports)
     where = _address(address) if colon else EVERYWHERE
     return {"protocol": protocol, "host_address": where, "host_port": first, "count": count}
-
-
-def _path(path: str) -> str:
-    length = len(os.fsencode(path))
-    if not path:
-        raise ValueError("the path is missing")
-    if "\0" in path:
-        raise ValueError("a path cannot hold a NUL")
-    if length > UNIX_PATH_MAXIMUM:
-        raise ValueError(f"the path has {length} bytes, the system allows {UNIX_PATH_MAXIMUM}")
-    return path
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

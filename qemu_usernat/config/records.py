@@ -22,6 +22,7 @@ import dns.rdatatype
 import dns.reversename
 from dns.rdtypes.ANY.TXT import TXT
 
+from qemu_usernat.config.tables import check_keys, read_tables
 from qemu_usernat.primitives.errors import UserError
 
 ALLOWED = 'tables with "name", "type", "data" and perhaps "ttl"'
@@ -72,20 +73,12 @@ class Record:
 
 def read_records(raw: Any) -> tuple[Record, ...]:
     """What a TOML file has; UserError says which table is wrong, and what is allowed."""
-    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
-        raise ValueError
-    return tuple(_read(number, table) for number, table in enumerate(raw, 1))
+    return read_tables(raw, _read)
 
 
 def _read(number: int, table: dict[str, Any]) -> Record:
-    for key in table:
-        if key not in ("name", "type", "data", "ttl"):
-            raise UserError(
-                f'number {number}: key "{key}" is not known; allowed: name, type, data, ttl'
-            )
-    for key in ("name", "type", "data"):
-        if key not in table:
-            raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
+    required = ("name", "type", "data")
+    check_keys(number, table, (*required, "ttl"), required, ALLOWED)
     kind = _type(number, table["type"])
     allowed = "a name of letters, digits, - and _, like web, www.example.com or *.test"
     if kind == "PTR":

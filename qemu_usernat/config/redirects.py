@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from qemu_usernat.config.endpoints import is_decimal, parse_endpoint
+from qemu_usernat.config.tables import check_keys, read_tables
 from qemu_usernat.config.values import show
 from qemu_usernat.policy.places import (
     PORT_MAXIMUM,
@@ -36,25 +37,14 @@ TARGETS_ALLOWED = "ADDRESS, ADDRESS:PORT ([IPV6]:PORT), or unix:PATH with an abs
 
 SERVICES_ALLOWED = '"tcp/443", "udp/1000-2000", "443" (tcp and udp), "tcp" or "udp"'
 
-_KEYS = ("from", "on", "to")
-
 
 def read_redirects(raw: Any) -> tuple[Redirect, ...]:
     """What a TOML file has; UserError says which table is wrong, and what is allowed."""
-    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
-        raise ValueError
-    return tuple(_read(number, table) for number, table in enumerate(raw, 1))
+    return read_tables(raw, _read)
 
 
 def _read(number: int, table: dict[str, Any]) -> Redirect:
-    for key in table:
-        if key not in _KEYS:
-            raise UserError(
-                f'number {number}: key "{key}" is not known; allowed: {", ".join(_KEYS)}'
-            )
-    for key in ("from", "to"):
-        if key not in table:
-            raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
+    check_keys(number, table, ("from", "on", "to"), ("from", "to"), ALLOWED)
     places = tuple(_place(number, text) for text in _texts(number, "from", table["from"]))
     on = _texts(number, "on", table["on"]) if "on" in table else []
     services = tuple(_service(number, text) for text in on)

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from qemu_usernat.config.tables import check_keys, read_tables
 from qemu_usernat.primitives.addresses import MacAddress, format_mac, parse_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -30,22 +31,13 @@ class Reservation:
 
 def read_reservations(raw: Any) -> tuple[Reservation, ...]:
     """What a TOML file has; UserError says which table is wrong, and what is allowed."""
-    if not isinstance(raw, list) or not all(isinstance(table, dict) for table in raw):
-        raise ValueError
-    read = tuple(_read(number, table) for number, table in enumerate(raw, 1))
+    read = read_tables(raw, _read)
     _check_different(read)
     return read
 
 
 def _read(number: int, table: dict[str, Any]) -> Reservation:
-    for key in table:
-        if key not in _READERS:
-            raise UserError(
-                f'number {number}: key "{key}" is not known; allowed: {", ".join(_READERS)}'
-            )
-    for key in ("mac", "address"):
-        if key not in table:
-            raise UserError(f'number {number} has no "{key}"; allowed: {ALLOWED}')
+    check_keys(number, table, _READERS, ("mac", "address"), ALLOWED)
     return Reservation(**{key: _value(number, key, value) for key, value in table.items()})
 
 

@@ -5,7 +5,7 @@ world behind the gateway, as a test does, gives the server something else of thi
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from attrs import define, field
@@ -21,7 +21,7 @@ from qemu_usernat.nat.tcp.flow import TcpFlow
 from qemu_usernat.nat.udp import UdpMapping
 from qemu_usernat.policy.tables import Network
 from qemu_usernat.poller import Poller
-from qemu_usernat.primitives.addresses import Address
+from qemu_usernat.primitives.addresses import Address, format_address
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import SECOND
 
@@ -39,6 +39,8 @@ class SystemWorld:
     counters: Counters
     touch: Callable[[TcpFlow], None]
     """Something happened to a flow: it is to be flushed at the end of the turn."""
+    label: Mapping[str, str] = field(factory=dict)
+    """What each line of the log begins with."""
     resolvers: Sequence[Upstream] = ()
     """Those to be asked; the host's own where there are none."""
     public: tuple[Network, ...] = ()
@@ -72,7 +74,14 @@ class SystemWorld:
         now, told_at = flow.opened_at, self._told_at
         if error and now - told_at.get(path, -QUIET_TIME) >= QUIET_TIME:
             told_at[path] = now  # of as many as there are redirects
-            _log.info("redirect failed", to=f"unix:{path}", why=os.strerror(error))
+            _, _, asked, port = flow.key
+            _log.info(
+                "redirect failed",
+                **self.label,
+                asked=f"{format_address(asked)}:{port}",
+                to=f"unix:{path}",
+                why=os.strerror(error),
+            )
 
     def open_udp(self, mapping: UdpMapping) -> None:
         """Set `mapping.host`. OSError: no descriptor."""

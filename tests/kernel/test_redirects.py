@@ -79,6 +79,8 @@ def test_a_program_that_is_gone_refuses(lab: Laboratory, tmp_path: Path) -> None
             with pytest.raises(ConnectionRefusedError):
                 guest.connect(("10.0.2.100", port))
         log = server.words()
-    for name, why in (("deaf.sock", "Connection refused"), ("none.sock", "No such file or")):
+    reasons = ("1", "deaf.sock", "Connection refused"), ("2", "none.sock", "No such file or")
+    for asked, name, why in reasons:
         (line,) = (each for each in log.splitlines() if "redirect failed" in each and name in each)
         assert why in line
+        assert f"asked=10.0.2.100:{asked} " in line
