@@ -14,6 +14,7 @@ from qemu_usernat import NetworkPolicy
 from qemu_usernat.testing import Internet, Outcome
 from qemu_usernat.testing.blocking import Console, Machine, Network
 from qemu_usernat.testing.namespace import why_not
+from tests.kernel.laboratory import MIB, carry, receive, some_octets
 from tests.kernel.routers import kernel, this_kernel, wire
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # the first builds the image
@@ -139,6 +140,36 @@ def test_who_has_come_is_cut_where_that_is_asked_for(console: Console, usernat: 
                 client.sendall(b"2")
                 assert client.recv(1) == b"2"
     says(console, "while busybox netstat -tn | grep ':8009 .*ESTAB'; do sleep 0.1; done")
+
+
+def echoes(console: Console, port: int) -> None:
+    """A server in the guest that says again what it hears."""
+    says(console, f"socat TCP4-LISTEN:{port},fork,backlog=256 EXEC:cat,nofork >/dev/null 2>&1 &")
+    says(console, f"until busybox netstat -ltn | grep -q ':{port} '; do sleep 0.1; done")
+
+
+def test_two_hundred_clients_at_once(console: Console, usernat: Network) -> None:
+    """They connect before any of them speaks, and each has its own answer."""
+    echoes(console, 8010)
+    address = usernat.publish(8010).address
+    with ExitStack() as ends:
+        clients = [ends.enter_context(socket.create_connection(address, 60)) for _ in range(200)]
+        words = [f"I am client {number} of 200.".encode() for number in range(200)]
+        for client, word in zip(clients, words, strict=True):
+            client.sendall(word)
+        for client, word in zip(clients, words, strict=True):
+            assert receive(client, len(word)) == word
+
+
+def test_a_gibibyte_goes_in_and_comes_out(console: Console, usernat: Network) -> None:
+    """At the same time, on one connection, octet by octet as it was sent."""
+    echoes(console, 8011)
+    octets = some_octets(32 * MIB)
+    with socket.create_connection(usernat.publish(8011).address, 60) as client:
+        for _ in range(32):
+            carry(octets, client, client, end=False)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
 
 
 @pytest.mark.feature("published tcp")
