@@ -135,7 +135,6 @@ def test_cluster_tcp_between_vms(cluster: Cluster) -> None:
     assert transfers(cluster, "two", "one", "one.internal")
 
 
-@pytest.mark.deep
 @pytest.mark.feature("lan")
 def test_cluster_three_vms(cluster_of_three: Cluster) -> None:
     """Each reaches both others by name, and a broadcast reaches both."""

@@ -85,7 +85,6 @@ def test_a_machine_meets_a_guest_of_another_server(sides: tuple[Cluster, Cluster
         assert len(side.network.flows.where(host="host.example")) == 1
 
 
-@pytest.mark.deep
 @pytest.mark.feature("joins")
 def test_two_machines_of_two_servers_meet(sides: tuple[Cluster, Cluster]) -> None:
     """They ping each other, by name and by address, and transfer files both ways; and each fetches
