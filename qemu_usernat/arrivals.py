@@ -149,6 +149,8 @@ class Arrivals:
 
     def deadline(self) -> float:
         """When `on_deadline` is next to be called."""
+        if not self._calls and not self.waiting:
+            return NEVER
         while self._calls and not _is_calling(self._calls[0][1]()):
             self._calls.popleft()
         call = self._calls[0][0] if self._calls else NEVER

@@ -28,6 +28,10 @@ TURN_TIME = 0.5 * MS
 others have their turn: a buffer of 1500-byte packets of open flows takes about as long, and what a
 hostile guest may send a hundred times as long."""
 
+ALONE_TIME = 2 * MS
+"""The same of a link where there is no other: a whole buffer of such packets, or of beginnings of
+connections. Each turn that it is spread over has its own acknowledgments and system calls."""
+
 AGAIN_TIME = 1 * MS
 """How long, in one round, those are served who have had theirs before: the others wait for them."""
 
@@ -49,15 +53,19 @@ class Handler(Protocol):
 class Poller:
     """Sockets and their handlers."""
 
-    __slots__ = ("_again", "_bell", "_on_bug", "_selector", "rounds")
+    __slots__ = ("_again", "_alone", "_bell", "_on_bug", "_selector", "links", "rounds")
 
-    def __init__(self, on_bug: BugCallback = surface) -> None:
-        """`on_bug` is told what a handler has raised, before the handler gives up."""
+    def __init__(self, on_bug: BugCallback = surface, alone: bool = False) -> None:
+        """`on_bug` is told what a handler has raised, before the handler gives up; `alone`
+        says that nobody outside of it waits for a turn to end."""
         self._selector = selectors.DefaultSelector()
         self._again: deque[tuple[Handler, Callable[[float], None]]] = deque()
         self._on_bug = on_bug
         self.rounds = 0
         """How many there have been: each is a turn."""
+        self.links = 0
+        """How many share the turns; they say so themselves."""
+        self._alone = alone
         # A socket of nobody, never readable and always writable: watched for the one it sleeps,
         # for the other it rings, and `fileno` with it.
         self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -87,6 +95,10 @@ class Poller:
         """Report nothing more; before the socket is closed. No harm if it is not watched."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(sock)
+
+    def link_time(self) -> float:
+        """How long the frames of one link are handed out before others have their turn."""
+        return ALONE_TIME if self._alone and self.links < 2 else TURN_TIME
 
     def again(self, handler: Handler, call: Callable[[float], None]) -> None:
         """Call `call(now)` once, for `handler`, in the next round, which comes at once; or in a

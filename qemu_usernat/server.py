@@ -112,7 +112,7 @@ class Server:
 
     def __attrs_post_init__(self) -> None:
         network = self.config.network
-        self.poller = Poller(self.on_bug)
+        self.poller = Poller(self.on_bug, alone=bool(self.patience))
         try:
             world = self.world = self.make_world(self)
         except BaseException:

@@ -62,18 +62,20 @@ class Whereabouts:
     several: bool = field(default=False, init=False)
     """Whether two guests, on two links, were ever there at once."""
     _resident: _Resident | None = field(default=None, init=False)
-    _seen: tuple[int, int] = field(default=(0, 0), init=False)
+    _seen: int = field(default=0, init=False)
     _found: dict[IPv4Address | str, Guest | None] = field(factory=dict, init=False)
     """Who was meant, in this turn: of a thousand clients each asks."""
 
     def news(self, now: float) -> bool:
         """Whether anybody may have come since this was asked for last; a turn ends."""
-        self._found.clear()
-        state = self.delivery.neighbours_met, self.services.dhcp.version
-        changed, self._seen = state != self._seen, state
-        if changed:
-            self._look(now)
-        return changed
+        if self._found:
+            self._found.clear()
+        seen = self.delivery.neighbours_met + self.services.dhcp.version  # neither ever falls
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self._look(now)
+        return True
 
     def on_link_down(self, port: Port, now: float) -> None:
         """Its guests are away."""

@@ -36,7 +36,6 @@ OCTETS_AT_LEAST = 64 * 1024
 """What each connection may take, whatever the others hold: the window of a SYN, and from the
 server, when nothing else is on its way."""
 
-
 OCTETS_ALWAYS = 16 * MIB
 """What a guest may hold whatever all others do."""
 
@@ -56,8 +55,11 @@ class Holdings:
         self.flows += flows
         self.half_open += half_open
         self.octets += octets
-        if self.everybody is not None:
-            self.everybody.add(flows, half_open, octets)
+        everybody = self.everybody
+        if everybody is not None:
+            everybody.flows += flows
+            everybody.half_open += half_open
+            everybody.octets += octets
 
     def refuses_flow(self) -> str | None:
         """Why there may be no connection more, as a counter's name; None if there may."""
@@ -70,9 +72,19 @@ class Holdings:
 
     def is_full(self) -> bool:
         """Whether no more is to be promised, or taken of a server, than has to be."""
-        everybody = self.everybody
+        everybody = self.everybody  # looked at several times a turn: no further calls
         return self.octets >= OCTETS_PER_GUEST or (
             self.octets >= OCTETS_ALWAYS
             and everybody is not None
             and everybody.octets >= OCTETS_MAXIMUM
         )
+
+
+class _NobodysHoldings(Holdings):
+    """Of a flow that no guest has begun yet, or whose guest is not charged for it any more."""
+
+    def add(self, flows: int, half_open: int, octets: int) -> None:
+        """Nobody is to be bounded."""
+
+
+NOBODYS = _NobodysHoldings()

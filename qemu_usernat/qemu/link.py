@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from qemu_usernat.lan.port import Port
-from qemu_usernat.poller import BUSY, TURN_TIME, Poller
+from qemu_usernat.poller import BUSY, Poller
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.qemu.framing import FrameBuffer
@@ -73,6 +73,7 @@ class Link:
         poller.watch(sock, self, read=True)
         with contextlib.suppress(OSError):  # a wish, and not one that every kind of socket grants
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        poller.links += 1
         self._sock: socket.socket | None = sock
         self._switch = switch
         self._poller = poller
@@ -125,7 +126,7 @@ class Link:
         """Hand frames to the switch; the rest in a later round, so that others have theirs."""
         self._now = now
         self._taken_in = self._poller.rounds
-        until = time.perf_counter() + TURN_TIME
+        until = time.perf_counter() + self._poller.link_time()
         try:
             more = self._frames.take(received, self._on_frame)
             while more and time.perf_counter() < until:
@@ -211,6 +212,7 @@ class Link:
         if self._sock is None:
             return
         self._poller.forget(self._sock)
+        self._poller.links -= 1
         self._sock.close()
         self._sock = None
         self._switch.detach(self.port)

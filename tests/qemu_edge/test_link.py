@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -13,7 +13,6 @@ from qemu_usernat.lan.port import STALLED_AT
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.poller import Poller
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.qemu import link
 from qemu_usernat.qemu.framing import FRAMES_AT_ONCE
 from qemu_usernat.qemu.link import Link
 
@@ -65,7 +64,7 @@ class Room:
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     """In which no turn has time for more than is handed out in one go."""
-    monkeypatch.setattr(link, "TURN_TIME", 0)
+    monkeypatch.setattr(poller, "TURN_TIME", 0)
     room = Room()
     yield room
     room.close()
@@ -75,10 +74,34 @@ def test_a_turn_takes_as_long_as_it_may(room: Room, monkeypatch: pytest.MonkeyPa
     """A hundred frames that cost nothing are no flood; three that cost much are."""
     clock = iter(range(10_000))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr(link, "TURN_TIME", 3)
+    monkeypatch.setattr(poller, "TURN_TIME", 3)
     room.qemu.sendall(framed(FRAME) * 10 * FRAMES_AT_ONCE)
     room.turn()
     assert len(room.heard) == 3 * FRAMES_AT_ONCE
+
+
+def test_a_turn_is_longer_for_a_link_that_is_alone(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it; once there is another one, somebody does."""
+    monkeypatch.setattr(poller, "ALONE_TIME", 5)
+    assert room.poller.link_time() == 0
+    alone = Poller(alone=True)
+    ends = [*socket.socketpair(), *socket.socketpair()]
+    with ExitStack() as open_ends:
+        for end in ends:
+            open_ends.enter_context(end)
+        open_ends.callback(alone.close)
+        times, links = [], []
+        for end in ends[::2]:
+            links.append(
+                Link(end, "vm", room.switch, alone, room.counters, lambda link, reason: None)
+            )
+            times.append(alone.link_time())
+        links[0].close("it ends")
+        times.append(alone.link_time())
+        links[1].close("it ends")
+    assert times == [5, 0, 5]
 
 
 def test_a_flood_waits_behind_the_others(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

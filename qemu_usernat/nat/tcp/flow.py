@@ -13,7 +13,7 @@ from functools import partial
 from attrs import define, field
 
 from qemu_usernat.admission import Decision, Guest
-from qemu_usernat.nat.holdings import OCTETS_AT_LEAST, Holdings
+from qemu_usernat.nat.holdings import NOBODYS, OCTETS_AT_LEAST, Holdings
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT, GuestHalf
 from qemu_usernat.nat.tcp.keepalive import KEEPALIVE_IDLE, Doubt
 from qemu_usernat.nat.tcp.sinks import HostStream
@@ -46,6 +46,17 @@ _RECEIVING = frozenset({GuestState.ESTABLISHED, GuestState.CLOSE_WAIT})
 _HALF_OPEN = frozenset({GuestState.SYN_HELD, GuestState.SYN_RECEIVED, GuestState.SYN_SENT})
 """States in which a connection was asked for and is not made."""
 
+_MAY_SEND = frozenset(
+    {
+        GuestState.SYN_HELD,
+        GuestState.SYN_RECEIVED,
+        GuestState.ESTABLISHED,
+        GuestState.FIN_WAIT_1,
+        GuestState.FIN_WAIT_2,
+    }
+)
+"""States in which the guest has a window."""
+
 _SYN_UNACKNOWLEDGED = frozenset({GuestState.SYN_SENT, GuestState.SYN_RECEIVED})
 
 _TAKING = frozenset({HostState.OPEN, HostState.READ_EOF})
@@ -62,10 +73,11 @@ class TcpFlow(GuestHalf):
     """What the policy said of it; None of a flow that nobody asked about."""
     owner: Guest | None = None
     """Who the guest is; None where nobody asks."""
-    holdings: Holdings = field(factory=Holdings)
+    holdings: Holdings = NOBODYS
     """What all flows of its guest hold."""
-    _held: tuple[int, int] = (0, 0)
-    """Of that, this one's: whether it is half open, and octets."""
+    _half_open: bool = False
+    _octets: int = 0
+    """Of that, this one's: as it was told last."""
     touched: bool = False
     """For the owner: already on the list of flows to flush at the end of the turn."""
     _refusal: IcmpError | None = None
@@ -82,27 +94,25 @@ class TcpFlow(GuestHalf):
         self.owner, self.holdings = owner, holdings
         if holdings.is_full():
             self.receiver.capacity = OCTETS_AT_LEAST
+        self.receiver.may_not_grow = holdings.is_full
         holdings.add(1, 0, 0)
         self.account()
 
     def account(self) -> None:
         """Say what the flow holds now."""
-        held = self.guest_state in _HALF_OPEN, self._octets()
-        if held != self._held:
-            before, self._held = self._held, held
-            self.holdings.add(0, held[0] - before[0], held[1] - before[1])
+        # What the guest may send, or has sent and nobody has taken; and what it has not taken.
+        state, receiver = self.guest_state, self.receiver
+        octets = receiver.capacity if state in _MAY_SEND else receiver.queued
+        octets += self.sender.outstanding
+        half_open = state in _HALF_OPEN
+        if octets != self._octets or half_open != self._half_open:
+            self.holdings.add(0, half_open - self._half_open, octets - self._octets)
+            self._octets, self._half_open = octets, half_open
 
     def release(self) -> None:
         """It has ended."""
-        self.holdings.add(-1, -self._held[0], -self._held[1])
-        self.holdings = Holdings()
-
-    def _octets(self) -> int:
-        """What the guest may send, or has sent and nobody has taken; and what it has not taken."""
-        receiver = self.receiver
-        ended = receiver.fin_consumed or self.guest_state in GUEST_GONE
-        ended = ended or self.guest_state is GuestState.SYN_SENT  # which has not even begun
-        return (receiver.queued if ended else receiver.capacity) + self.sender.outstanding
+        self.holdings.add(-1, -self._half_open, -self._octets)
+        self.holdings = NOBODYS
 
     def _move_host(self, event: HostEvent) -> None:
         target = HOST_TABLE.get((self.host_state, event))
@@ -160,7 +170,7 @@ class TcpFlow(GuestHalf):
             self.counters.count("tcp.octets_full")
         self.sender.take(payload, length)
         self.holdings.add(0, 0, length)
-        self._held = self._held[0], self._held[1] + length
+        self._octets += length
         self.sender.pump(self.output.data, now)
 
     def on_path_mtu(self, sequence: int, mtu: int) -> bool:
@@ -226,7 +236,6 @@ class TcpFlow(GuestHalf):
     def _drain(self, now: float) -> None:
         if self.host_state in _TAKING:
             queued = self.receiver.queued
-            self.receiver.may_grow = not self.holdings.is_full()
             self.receiver.drain(partial(self.host.send, now=now))
             if self.guest_state in GUEST_GONE and self.receiver.queued < queued:
                 self.keepalive.heard_at = now

@@ -46,6 +46,11 @@ ROUNDING_ROOM = 64 * KIB
 _start = itemgetter(0)
 
 
+def _never() -> bool:
+    """Nobody bounds it."""
+    return False
+
+
 @define
 class Receiver:
     """The guest's octets on their way to the host."""
@@ -58,8 +63,8 @@ class Receiver:
     scale: int = 0
     """Shift of the windows we send; 0 where the guest's SYN had no window scale."""
     capacity: int = CAPACITY_INITIAL
-    may_grow: bool = True
-    """Whether the capacity may."""
+    may_not_grow: Callable[[], bool] = _never
+    """Whether the capacity has to stay as it is."""
     next_sequence: int = 0
     """RCV.NXT."""
     position: int = 0
@@ -287,10 +292,10 @@ class Receiver:
         if self.backlog:
             self.delivered_since_growth = 0
         elif self.delivered_since_growth >= self.capacity < CAPACITY_MAXIMUM:
-            if self.may_grow:
-                self.capacity *= 2
-            else:
+            if self.may_not_grow():
                 self.counters.count("tcp.octets_full")
+            else:
+                self.capacity *= 2
             self.delivered_since_growth = 0
 
     def _keep_rest(self, taken: int) -> None:

@@ -113,7 +113,8 @@ class Sender:
     @property
     def outstanding(self) -> int:
         """Octets retained: those that the guest has not acknowledged."""
-        return max(0, self.end - self.acknowledged)  # which our FIN may be ahead of
+        octets = self.end - self.acknowledged
+        return octets if octets > 0 else 0  # an acknowledged FIN is one ahead
 
     # -- from the host
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qemu_usernat.nat.holdings import OCTETS_PER_GUEST
+from qemu_usernat.nat.holdings import OCTETS_PER_GUEST, Holdings
 from qemu_usernat.nat.tcp.receiver import OUT_OF_ORDER_RUNS
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.primitives.time import HOUR, MINUTE
@@ -286,7 +286,7 @@ def a_guest_throws_away_what_it_said_it_had() -> Conversation:
 @counts("octets_full")
 def a_server_speaks_while_the_guest_holds_too_much() -> Conversation:
     talk = Conversation.open()
-    talk.flow.holdings.add(0, 0, OCTETS_PER_GUEST)
+    talk.flow.holdings = Holdings(octets=OCTETS_PER_GUEST)
     talk.host.says(b"!")
     return talk
 
