@@ -161,7 +161,8 @@ class Admission:
         self, guest: Guest, protocol: str, destination: Address, port: int, now: float
     ) -> Decision:
         """Judge a flow to another guest, whose octets pass by; tell of the verdict."""
-        names = self.pins(guest).names(destination, now)
+        pins = self._pins.get((guest.link, guest.mac))  # one that we tell nothing needs none
+        names = frozenset() if pins is None else pins.names(destination, now)
         request = FlowRequest(protocol, destination, port, names)
         request, verdict = judge_neighbour(self.judge_of(guest), request)
         name = request.flight.name or next(iter(sorted(names)), None)

@@ -23,19 +23,23 @@ from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
 from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.primitives.counters import Counters
-from qemu_usernat.primitives.time import NEVER, SECOND
-from qemu_usernat.whereabouts import Whereabouts
+from qemu_usernat.primitives.time import MS, NEVER, SECOND
+from qemu_usernat.whereabouts import ASK_INTERVAL, Whereabouts
 
 GUEST_WAIT = 10 * SECOND
 """How long a client waits for a guest that is not there: a link that comes back, the end of a
 boot. A person has given up by then, and a program tries again."""
 
-ASK_INTERVAL = 1 * SECOND
-"""Between two questions for the same guest: the rate of RFC 1122, 2.3.2.1."""
-
 WAITING_PER_PORT, WAITING_MAXIMUM = 256, 1024
 """Clients that wait for a guest, at one published port and at all; each holds a descriptor. At all,
 the last of the port where most of them wait makes room for one of another port."""
+
+CALLS_PER_PORT = 1024
+"""Clients of one published port that its guest has not answered: a quarter of what it may have of
+them in all, so that a port that is flooded leaves room for others."""
+
+FULL_TIME = 100 * MS
+"""Between two looks at whether a port still has so many."""
 
 CALLS_TIDIED = 64
 """Calls that are kept, however few still last: beyond twice those they are looked through."""
@@ -63,6 +67,17 @@ class Door:
     waiting: int = 0
     flows: "WeakSet[TcpFlow]" = field(factory=WeakSet)
     """Those that came in here, while they last."""
+    calls: "list[ref[TcpFlow]]" = field(factory=list)
+    """Of these, all that the guest has not answered, and some that it has."""
+    full_until: float = -NEVER
+    """When it is to be looked at whether they still are too many."""
+
+    def has_room(self, now: float) -> bool:
+        """Whether the guest may be called once more."""
+        if len(self.calls) >= CALLS_PER_PORT and now >= self.full_until:
+            self.calls = [each for each in self.calls if _is_calling(each())]
+            self.full_until = now + FULL_TIME
+        return len(self.calls) < CALLS_PER_PORT
 
 
 @define(eq=False)
@@ -189,12 +204,15 @@ class Arrivals:
             self._refuse(caller, door, "publish.no_port", now)
             return
         key = (guest.address, door.guest_port, *face)
-        flow = self.connections.call(key, caller, guest, now)
+        flow = None
+        if door.has_room(now):
+            flow = self.connections.call(key, caller, guest, now)
         if flow is None:
-            caller.reset()
+            self._refuse(caller, door, "publish.calls_full", now)
             return
         caller.begin(flow)
         door.flows.add(flow)
+        door.calls.append(ref(flow))
         self._calls.append((now + CONNECT_TIMEOUT, ref(flow), door))
         if len(self._calls) >= self._tidy_at:
             self._calls = deque(each for each in self._calls if _is_calling(each[1]()))

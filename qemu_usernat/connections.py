@@ -70,7 +70,10 @@ class Connections:
     touched: list[TcpFlow] = field(factory=list)
     """Those that are to be flushed at the end of the turn."""
     everybody: Holdings = field(factory=Holdings)
-    """What all flows hold."""
+    """What all flows hold that guests have begun."""
+    called: Holdings = field(factory=Holdings)
+    """What those hold in which guests are called: however many clients come from outside, guests
+    have the room that is theirs."""
     _holdings: dict[tuple[Port | None, bool], Holdings] = field(factory=dict)
     """The same for each guest that has any, and apart for the clients that call it: what they hold
     is none of what it may."""
@@ -245,7 +248,8 @@ class Connections:
         holdings = self._holdings.get(whose)
         if holdings is None:
             self._holdings = {at: each for at, each in self._holdings.items() if each.flows}
-            holdings = self._holdings[whose] = Holdings(self.everybody)
+            everybody = self.called if called else self.everybody
+            holdings = self._holdings[whose] = Holdings(everybody)
         return holdings
 
     def _begin(self, flow: TcpFlow, owner: Guest, holdings: Holdings) -> None:

@@ -152,6 +152,12 @@ class Datagrams:
             and self.admission.groups.is_of_host(destination)
         )
 
+    def _is_of_a_guest(self, address: Address, port: int) -> bool:
+        """Whether it is a mapping of ours, in the eyes of the host itself."""
+        return port in self.table.by_host_port and (
+            is_loopback(address) or self.admission.groups.is_of_host(address)
+        )
+
     def _deny(self, packet: IpPacket, mac: MacAddress, now: float) -> None:
         if self.admission.drops:
             self.counters.count("policy.dropped")
@@ -209,6 +215,7 @@ class Datagrams:
             self.filtering,
             self.admission.guards_names,
             partial(self._admits_stranger, guest),
+            self._is_of_a_guest if self.delivery.switch.isolated else None,
         )
         if not self._open(mapping) and not (self._make_room(owner, now) and self._open(mapping)):
             self.counters.count("udp.no_descriptor")

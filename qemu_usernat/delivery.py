@@ -66,9 +66,10 @@ class Delivery:
         protocol: int,
         payload: Buffer,
         ttl: int = TTL,
+        port: Port | None = None,
     ) -> None:
-        """One IP packet to one guest, or to all of them if `mac` is a group; fragmented to the
-        MTU."""
+        """One IP packet to one guest, or to all of them if `mac` is a group, but to `port` alone
+        where that is given; fragmented to the MTU."""
         mtu = self.mtu_to(mac, destination)
         fits = IP_HEADER + len(payload) <= mtu
         identifications = self._identifications if fits else self._identifications_of_fragments
@@ -83,7 +84,10 @@ class Delivery:
             next(identifications) & 0xFFFF,
             ttl,
         )
-        self.frame(mac, *frames)
+        if port is None:
+            self.frame(mac, *frames)
+        else:
+            port.send(*frames)
 
     def mtu_towards(self, mac: MacAddress) -> int:
         """Bytes of an IP packet that surely reaches a guest, or all of them, in one piece."""
@@ -204,10 +208,11 @@ class Delivery:
         destination: Address,
         destination_port: int,
         payload: Buffer,
+        port: Port | None = None,
     ) -> None:
-        """One UDP datagram to one guest."""
+        """One UDP datagram, as `packet`."""
         datagram = udp_datagram(source, source_port, destination, destination_port, payload)
-        self.packet(mac, source, destination, UDP, datagram)
+        self.packet(mac, source, destination, UDP, datagram, port=port)
 
     def unreachable(
         self, mac: MacAddress, about: IpPacket, code: int, now: float, source: Address | None = None

@@ -41,7 +41,7 @@ from qemu_usernat.primitives.errors import Malformed
 from qemu_usernat.primitives.sequence import add
 from qemu_usernat.primitives.time import SECOND
 from qemu_usernat.wire.decoder import decode
-from qemu_usernat.wire.headers import locate
+from qemu_usernat.wire.headers import Located, locate
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
     DESTINATION_UNREACHABLE,
@@ -58,6 +58,8 @@ _GROUP = 1
 """Of the first byte of a MAC address: it is a group's (IEEE 802.3, 3.2.3)."""
 
 _DHCP_SERVER_PORT = 67  # RFC 2131, 4.1
+
+_ARP_END = 42  # bytes, with the Ethernet header (RFC 826)
 
 _NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 
@@ -116,10 +118,10 @@ class _Said:
         )  # fmt: skip
 
 
-def _is_for_dhcp_server(frame: memoryview) -> bool:
+def _is_for_dhcp_server(frame: memoryview, located: Located | None) -> bool:
     """Whether a guest looks for one, as all do that have no address yet."""
-    located = locate(frame) if frame[0] & _GROUP else None
-    if located is None or located[0] != UDP or located[4] & _OFFSET:
+    is_group = bool(frame[0] & _GROUP)
+    if not is_group or located is None or located[0] != UDP or located[4] & _OFFSET:
         return False
     start = located[5]
     return frame[start + 2 : start + 4] == _DHCP_SERVER_PORT.to_bytes(2, "big")
@@ -138,21 +140,30 @@ class LanGate:
     _fragments: "dict[Port, OrderedDict[_Datagram, float]]" = field(factory=dict)
     """By sender: datagrams whose first fragment was let in, and until when the others may come."""
 
-    def lets_pass(self, frame: memoryview, port: Port, target: Port | None, now: float) -> bool:
-        """Whether a frame of the guest at `port` may go on to the one at `target`, or to all where
-        that is None."""
-        if _is_for_dhcp_server(frame):
-            return False  # which is the gateway, and hears it: nobody else need
-        try:
-            passes = self._lets_pass(frame, port, target, now)
-        except Malformed:
-            passes = False
-        if not passes:
-            self.counters.count("ethernet.guarded")
-        return passes
-
-    def _lets_pass(self, frame: memoryview, port: Port, target: Port | None, now: float) -> bool:
+    def lets_pass(
+        self, frame: memoryview, port: Port, target: Port | None, now: float
+    ) -> memoryview | None:
+        """What of a frame of the guest at `port` may go on to the one at `target`, or to all where
+        that is None: its packet, and nothing behind that, for nobody has looked there."""
         located = locate(frame)
+        if _is_for_dhcp_server(frame, located):
+            return None  # which is the gateway, and hears it: nobody else need
+        try:
+            if self._lets_pass(frame, located, port, target, now):
+                return frame[: _ARP_END if located is None else located[-1]]
+        except Malformed:
+            pass
+        self.counters.count("ethernet.guarded")
+        return None
+
+    def _lets_pass(
+        self,
+        frame: memoryview,
+        located: Located | None,
+        port: Port,
+        target: Port | None,
+        now: float,
+    ) -> bool:
         mac = frame[6:12].tobytes()
         if located is None:
             content = decode(frame).content  # Malformed of all that is neither IPv4 nor ARP

@@ -260,7 +260,8 @@ class Services:
             self.counters.count("dhcp.spoofed_client")
             return
         is_taken = partial(guard.is_of_another, mac) if guard.on else None
-        reply = self.dhcp.answer(message, now, is_taken, self.switch.port_of(mac))
+        port = self.switch.port_of(mac)
+        reply = self.dhcp.answer(message, now, is_taken, port)
         if reply is None:
             return
         if guard.on and is_lease(reply.message):
@@ -272,6 +273,7 @@ class Services:
             reply.destination,
             CLIENT_PORT,
             reply.payload(),
+            port,  # also what is for everybody, as one without an address asks for: it has asked
         )
 
     def _answers_dns(self, packet: IpPacket, mac: MacAddress) -> bool:

@@ -22,10 +22,13 @@ from qemu_usernat.lan.addressing import Addressing
 from qemu_usernat.lan.port import Port
 from qemu_usernat.lan.switch import Switch
 from qemu_usernat.primitives.addresses import BROADCAST_MAC, Address, MacAddress
-from qemu_usernat.primitives.time import SECOND
+from qemu_usernat.primitives.time import NEVER, SECOND
 from qemu_usernat.services import Services
 from qemu_usernat.wire.arp import arp_frame
 from qemu_usernat.wire.packets import ARP_REQUEST, Arp
+
+ASK_INTERVAL = 1 * SECOND
+"""Between two questions for the same guest: the rate of RFC 1122, 2.3.2.1."""
 
 ASKED_MAXIMUM = 256
 """Addresses that are asked for at once: a whole /24, of a larger network what was leased there."""
@@ -63,6 +66,8 @@ class Whereabouts:
     """Whether two guests, on two links, were ever there at once."""
     _resident: _Resident | None = field(default=None, init=False)
     _seen: int = field(default=0, init=False)
+    _asked_at: dict[IPv4Address | str, float] = field(factory=dict, init=False)
+    """When each was last asked for, of those that publications name."""
     _found: dict[IPv4Address | str, Guest | None] = field(factory=dict, init=False)
     """Who was meant, in this turn: of a thousand clients each asks."""
 
@@ -109,7 +114,13 @@ class Whereabouts:
         )
 
     def ask(self, publication: Publication, now: float) -> None:
-        """Look for it: whoever is there answers."""
+        """Look for it, if that was not done a moment ago: whoever is there answers."""
+        meant = publication.guest
+        if now - self._asked_at.get(meant, -NEVER) < ASK_INTERVAL:
+            return
+        if len(self._asked_at) >= ASKED_MAXIMUM:
+            self._asked_at.clear()
+        self._asked_at[meant] = now
         addresses: Iterable[Address]
         if self._ports(publication):
             addresses = islice(self._possible(now), ASKED_MAXIMUM)

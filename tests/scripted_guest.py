@@ -675,7 +675,7 @@ class ScriptedNetwork:
         assert not self.router.datagrams.mappings
         assert not self.router.pings.flows
         assert not self.router.connections._time_waits
-        held = self.router.connections.everybody
-        assert (held.flows, held.half_open, held.octets) == (0, 0, 0)
+        for held in (self.router.connections.everybody, self.router.connections.called):
+            assert (held.flows, held.half_open, held.octets) == (0, 0, 0)
         assert len(self.router.alarms) == 0
         assert self.router.deadline() == NEVER

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qemu_usernat.admission import Guest
-from qemu_usernat.arrivals import ASK_INTERVAL, GUEST_WAIT, Door
+from qemu_usernat.arrivals import GUEST_WAIT, Door
 from qemu_usernat.config.publish import Publication, parse_publication
 from qemu_usernat.config.redirects import read_redirects
 from qemu_usernat.config.reservations import Reservation
@@ -16,7 +16,7 @@ from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT, TcpFlow
 from qemu_usernat.nat.tcp.guest_half import TIME_WAIT
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
-from qemu_usernat.whereabouts import RESIDENT_TIME, Whereabouts
+from qemu_usernat.whereabouts import ASK_INTERVAL, RESIDENT_TIME, Whereabouts
 from qemu_usernat.wire.packets import ACK, ARP_REQUEST, FIN, PSH, RST, SYN
 from tests.scripted_guest import (
     GATEWAY,

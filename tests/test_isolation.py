@@ -5,14 +5,17 @@ import struct
 import dns.message
 import dns.rcode
 import pytest
+from attrs import evolve
 
 from qemu_usernat.admission import Decision
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.policy.why import Why
+from qemu_usernat.wire.dhcp import build_dhcp
 from qemu_usernat.wire.icmp import ADMINISTRATIVELY_PROHIBITED, DESTINATION_UNREACHABLE
 from qemu_usernat.wire.packets import SYN
+from tests.gateway.test_dhcp import discover
 from tests.scripted_guest import (
     BROADCAST_MAC,
     GATEWAY,
@@ -74,6 +77,39 @@ def test_nothing_of_a_guest_reaches_another(what: str) -> None:
         one.sends(everything(one)[what])
         assert bool(two.frames()) is not isolate
         assert network.counters["ethernet.isolated"] == isolate
+
+
+def test_what_a_guest_asks_of_everybody_is_answered_to_it_alone() -> None:
+    """A DHCP reply that has to be a broadcast has words of the client's choosing in it."""
+    _, one, two = pair(True)
+    message = evolve(discover(one.mac), broadcast=True)
+    one.sends(
+        one.datagram(
+            68, "255.255.255.255", 67, build_dhcp(message), source="0.0.0.0",
+            destination_mac=BROADCAST_MAC,
+        )
+    )  # fmt: skip
+    (offer,) = one.frames()
+    assert offer[:6] == BROADCAST_MAC
+    assert two.frames() == []
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_guests_do_not_meet_at_the_loopback_of_the_host(isolate: bool) -> None:
+    """Where it is theirs to reach: a socket of the host that stands for a guest is that guest."""
+    network = ScriptedNetwork(
+        mtu=1500, isolate=isolate, host_loopback=True, udp_filtering="endpoint"
+    )
+    one, two = network.guest(), network.guest(OTHER_MAC, OTHER, "other")
+    one.sends(one.datagram(1111, GATEWAY, 9999, b"is anybody there?"))
+    two.sends(two.datagram(2222, GATEWAY, 9999, b"is anybody there?"))
+    first, second = network.host.sockets
+    one.sends(one.datagram(1111, GATEWAY, second.port, b"it is me"))
+    two.sends(two.datagram(2222, GATEWAY, first.port, b"it is me"))
+    second.hears(b"it is me", "127.0.0.1", first.port)
+    assert bool(two.hears()) is not isolate
+    second.hears(b"a program of the host", "127.0.0.1", 9999)
+    assert two.hears_one().udp.payload == b"a program of the host"
 
 
 def test_what_is_sent_to_the_gateway_for_another_guest_is_refused() -> None:

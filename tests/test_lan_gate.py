@@ -546,6 +546,19 @@ def test_fragments_of_one_guest_cost_another_none(monkeypatch: pytest.MonkeyPatc
     assert len(lan.three.frames()) == 12
 
 
+@pytest.mark.parametrize("what", ["who has", "datagram"])
+def test_nothing_passes_behind_a_packet(what: str) -> None:
+    """A frame may be longer than what it carries: nobody has judged the rest."""
+    lan = Lan(LAN)
+    frame = {
+        "who has": lan.one.asks_who_has(OTHER),
+        "datagram": datagram(lan.one, lan.two),
+    }[what]
+    lan.one.sends(frame.ljust(1500, b"!"))
+    (heard,) = lan.two.frames()
+    assert heard == frame.ljust(60, b"\0")
+
+
 def test_who_looks_for_a_lease_tells_the_gateway_alone() -> None:
     """That is nothing to count, nor to judge: every guest does it."""
     lan = Lan(LAN.allow_group("multicast"))

@@ -8,6 +8,7 @@ import pytest
 
 from qemu_usernat.admission import Decision
 from qemu_usernat.config.redirects import read_redirects
+from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.observe import record_of
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
@@ -23,6 +24,8 @@ from tests.scripted_guest import (
     GATEWAY,
     GATEWAY_MAC,
     NAMESERVER,
+    OTHER,
+    OTHER_MAC,
     SERVER,
     ScriptedGuest,
     ScriptedNetwork,
@@ -314,3 +317,23 @@ def test_under_a_policy_names_lead_elsewhere_too() -> None:
     guest = network_of({"from": "pypi.example", "to": "127.0.0.1:2222"}, policy=policy).guest()
     asks(guest, "pypi.example", SERVER)
     assert dialled(guest, SERVER, 22) == "127.0.0.1:2222"
+
+
+def test_what_a_guest_calls_itself_is_no_name_of_a_policy_that_comes_later() -> None:
+    """Where names lead elsewhere it is noted what guests are told; a rule by name means nobody who
+    has given itself that name."""
+    network = network_of({"from": "unrelated.example", "to": MIRROR})
+    guest, other = network.guest(), network.guest(OTHER_MAC, OTHER, "other")
+    other.sends(other.asks_who_has(GATEWAY))
+    lease = HeldLease(packed(OTHER), OTHER_MAC, "db", b"\1" + OTHER_MAC, network.now + 3600)
+    network.router.dhcp.restore([lease])
+    guest.frames()
+    query = dns.message.make_query("db.internal", "A")
+    guest.sends(guest.datagram(5353, NAMESERVER, 53, query.to_wire()))
+    assert dns.message.from_wire(guest.hears_one().udp.payload).answer[0][0].address == OTHER
+    policy = NetworkPolicy.deny_all().rule("allow db.internal on tcp/80")
+    network.admission.replace(PolicySettings(policy=policy))
+    network.router.on_policy(guarded=True, now=network.now)
+    guest.sends(OTHER_MAC + guest.segment(40000, OTHER, 80, SYN, 1000)[6:])
+    assert other.frames()[1:] == []
+    assert guest.hears_one().tcp.flags == RST | ACK

@@ -235,6 +235,19 @@ def test_it_does_not_wait_for_long() -> None:
     here.network.assert_nothing_left()
 
 
+def test_clients_of_many_ports_ask_for_their_guest_together() -> None:
+    """Once a second, however many ports lead to it."""
+    here = Published()
+    silent = here.network.guest()
+    for seconds, questions in ((0, 252), (0.5, 0), (0.5, 252)):
+        here.network.advance(seconds)
+        for port in range(6000, 6010):
+            publication = parse_publication(f"udp:{port}:99")
+            here.door = UdpDoor(publication, publication.guest_port, here)
+            here.client_says(b"question")
+        assert len(silent.hears()) == questions
+
+
 def test_who_takes_the_address_inherits_no_visit() -> None:
     """Another machine's answer goes nowhere under a policy; the client's next word finds it."""
     here = Published(f"udp:5353:{OTHER}:53")

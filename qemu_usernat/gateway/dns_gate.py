@@ -126,12 +126,15 @@ class DnsGate:
     def _noting(
         self, guest: Guest, message: bytes, reply: ReplyCallback, now: float
     ) -> ReplyCallback:
-        """The same, but what the guest is told is noted before, for redirects by name."""
+        """The same, but what the guest is told is noted before, for redirects by name; not what
+        guests call themselves, for a policy may come that goes by names."""
         try:
             query = dns_message.read_query(message)
         except Malformed:
             return reply
-        if query.record_type not in _ADDRESSES:
+        zone = self.forwarder.zone
+        own = zone.answer(query, now) if zone.may_know(query) else None
+        if query.record_type not in _ADDRESSES or (own is not None and not own.is_given):
             return reply
 
         def note(answer: bytes) -> None:

@@ -22,6 +22,7 @@ QUIET_TIME = 60 * SECOND
 _REASONS = {
     "publish.no_guest": "no guest was there in time",
     "publish.no_answer": "the guest did not answer",
+    "publish.calls_full": "too many clients have come already, or wait for the guest's answer",
     "publish.no_port": "there is no port left under which the guest could see one more",
     "publish.waiting_full": "too many clients wait for a guest already",
     "publish.datagram_lost": "no guest was there in time",

@@ -59,17 +59,22 @@ class SourceGuard:
     _joined: dict[Port, set[Address]] = field(factory=dict)
     """What machines behind other servers have, or have had while these are joined."""
 
-    def may_show(self, mac: MacAddress, port: Port, known: Port | None) -> bool:
-        """Whether a frame from `mac` may come from `port`; `known` is where it was seen before.
+    def may_show(self, mac: MacAddress, port: Port, known: Port | None, silent: bool) -> bool:
+        """Whether a frame from `mac` may come from `port`; `known` is where it was seen before, and
+        `silent` whether that is long ago.
 
-        Behind another server there may be many, but nobody who is a guest here; from there one may
-        come to us.
+        Behind another server there may be many, but nobody who is a guest here. Who has gone silent
+        there may be here now, and has its addresses to show anew.
         """
         if not self.on or known is port:
             return True
         if isinstance(port, JoinPort):
             return known is None or isinstance(known, JoinPort)
-        return not port.addresses and (known is None or isinstance(known, JoinPort))
+        if port.addresses or not (known is None or (silent and isinstance(known, JoinPort))):
+            return False
+        if known is not None:
+            self.forget([mac])
+        return True
 
     def may_use(self, address: Address, mac: MacAddress, join: Port | None = None) -> bool:
         """Whether `mac`, which is behind `join` or a guest of ours, may speak from `address`; it

@@ -31,13 +31,17 @@ from qemu_usernat.wire.hello import HELLO, SERVERS_MAXIMUM, Hello, Member, parse
 
 HELLO_INTERVAL = 2 * SECOND
 SILENCE = 3 * HELLO_INTERVAL
-"""Without a hello for so long the other side is gone."""
+"""Without a word for so long the other side is gone; one that is nobody yet has to say hello."""
 
 SAID_PER_SECOND, SAID_AT_ONCE = 10.0, 10.0
 """News do not wait for the next hello: each is one, but not more often than that."""
 
 HELLOS_PER_SECOND, HELLOS_AT_ONCE = SAID_PER_SECOND, 2 * SAID_AT_ONCE
-"""Each is work to read: what comes on top is not looked at."""
+"""Each is work to read: what comes on top is not looked at. All that have joined a moment ago share
+one such allowance, for whoever comes again and again would have as many."""
+
+NEW_TIME = 5 * SECOND
+"""How long a moment is."""
 
 Guests: TypeAlias = Sequence[tuple[Address, str]]
 
@@ -74,6 +78,8 @@ class _Peer:
     """What is known of the other side of one join."""
 
     heard: float
+    joined_at: float = inf
+    """When it has said who it is."""
     hello: Hello | None = None
     hellos: Allowance = field(factory=lambda: Allowance(HELLOS_PER_SECOND, HELLOS_AT_ONCE))
 
@@ -97,6 +103,7 @@ class Joins:
     """Changes with what is known of others' guests."""
     _peers: dict[JoinPort, _Peer] = field(factory=dict)
     _next: float = inf
+    _newcomers: Allowance = field(factory=lambda: Allowance(HELLOS_PER_SECOND, HELLOS_AT_ONCE))
     _said: Allowance = field(factory=lambda: Allowance(SAID_PER_SECOND, SAID_AT_ONCE))
     _leases: int = 0
     """The version of our own that was looked at last."""
@@ -133,8 +140,11 @@ class Joins:
     def on_frame(self, port: Port, frame: memoryview, now: float) -> None:
         """A frame of at least 14 bytes from another server."""
         assert isinstance(port, JoinPort)
-        if port not in self._peers:
+        peer = self._peers.get(port)
+        if peer is None:
             return  # what it had said before it was ended
+        if peer.hello is not None:
+            peer.heard = now  # where there is much to say, hellos wait behind it
         if frame[12:14] == HELLO:
             self._on_hello(port, frame, now)
         elif not port.accepted:
@@ -199,7 +209,8 @@ class Joins:
 
     def _on_hello(self, port: JoinPort, frame: memoryview, now: float) -> None:
         peer = self._peers[port]
-        if not peer.hellos.take(now):
+        is_new = now - peer.joined_at < NEW_TIME
+        if not (self._newcomers if is_new else peer.hellos).take(now):
             self.counters.count("join.hello_limited")
             return
         try:
@@ -216,6 +227,7 @@ class Joins:
         before, peer.hello, peer.heard = peer.hello, hello, now
         if not port.accepted:
             port.accepted = True
+            peer.joined_at = now
             self.switch.attach(port)
         if before is not None and not port.confirmed:
             port.confirmed = True

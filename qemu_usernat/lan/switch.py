@@ -34,12 +34,14 @@ FLOODS_AT_ONCE = 1000.0
 _LENGTH = 4  # bytes of the stream's length field
 
 
-Gate: TypeAlias = Callable[[memoryview, Port, Port | None, float], bool]
+Gate: TypeAlias = Callable[[memoryview, Port, Port | None, float], memoryview | None]
 
 
-def _lets_all_pass(frame: memoryview, port: Port, target: Port | None, now: float) -> bool:
+def _lets_all_pass(
+    frame: memoryview, port: Port, target: Port | None, now: float
+) -> memoryview | None:
     """There is nobody who judges."""
-    return True
+    return frame
 
 
 @define(eq=False)
@@ -52,8 +54,8 @@ class Switch:
     counters: Counters
     guard: SourceGuard = field(factory=SourceGuard)
     lets_pass: Gate = _lets_all_pass
-    """Whether a frame may go from one guest to another, or to all; asked where sources are
-    guarded."""
+    """What of a frame may go from one guest to another, or to all; None if nothing. Asked where
+    sources are guarded."""
     isolated: bool = False
     speaker: MacAddress = b""
     """Who has sent the frame that is looked at."""
@@ -132,15 +134,11 @@ class Switch:
             port.familiar, port.speaker = addresses, source
             self.gateway(frame, now)
         elif destination[0] & 1:
-            if len(self.ports) > 1 and self._may_reach_guests(frame, port, None, now):
-                self._flood(frame, port, now)
+            if len(self.ports) > 1:
+                self._flood(self._for_guests(frame, port, None, now), port, now)
             self.gateway(frame, now)
         else:
-            target = self._port_of.get(destination)
-            if target is None or now - target.addresses[destination] >= AGING_TIME:
-                self._look_for(target, port, frame, now)
-            elif target is not port and self._may_reach_guests(frame, port, target, now):
-                target.send(_framed(frame))
+            self._pass_on(destination, frame, port, now)
 
     def on_joined_frame(self, port: JoinPort, frame: memoryview, now: float) -> None:
         """A frame from another server, for guests: the gateway never hears of it."""
@@ -152,14 +150,19 @@ class Switch:
         if (heard is None or now - heard >= LOOK_INTERVAL) and not self._learn(source, port, now):
             return
         if destination[0] & 1:
-            if self._may_reach_guests(frame, port, None, now):
-                self._flood(frame, port, now)
-            return
+            self._flood(self._for_guests(frame, port, None, now), port, now)
+        else:
+            self._pass_on(destination, frame, port, now)
+
+    def _pass_on(self, destination: MacAddress, frame: memoryview, port: Port, now: float) -> None:
+        """A frame for another guest, or for nobody."""
         target = self._port_of.get(destination)
         if target is None or now - target.addresses[destination] >= AGING_TIME:
             self._look_for(target, port, frame, now)
-        elif target is not port and self._may_reach_guests(frame, port, target, now):
-            target.send(_framed(frame))
+        elif target is not port:
+            passes = self._for_guests(frame, port, target, now)
+            if passes is not None:
+                target.send(_framed(passes))
 
     def _look_for(self, target: Port | None, port: Port, frame: memoryview, now: float) -> None:
         """A frame for somebody who was not heard for long, or never: to where that was, and to all
@@ -168,15 +171,18 @@ class Switch:
             self.counters.count("ethernet.unknown_destination")
             if self.guard.on and not self.isolated:
                 return  # who was never heard there is nobody
-        if target is port or not self._may_reach_guests(frame, port, target, now):
-            return
-        if target is not None:
-            target.send(_framed(frame))
+        passes = None if target is port else self._for_guests(frame, port, target, now)
+        if target is not None and passes is not None:
+            target.send(_framed(passes))
         if not self.guard.on:  # else it can be nowhere else
-            self._flood(frame, port, now, but=target)
+            self._flood(passes, port, now, but=target)
 
-    def _flood(self, frame: memoryview, port: Port, now: float, but: Port | None = None) -> None:
+    def _flood(
+        self, frame: memoryview | None, port: Port, now: float, but: Port | None = None
+    ) -> None:
         """To all the others, within what this guest may do; `but` one that has it already."""
+        if frame is None:
+            return
         if not self._floods[port].take(now):
             self.counters.count("ethernet.flood_limited")
             return
@@ -185,23 +191,25 @@ class Switch:
             if other is not port and other is not but:
                 other.send(framed)
 
-    def _may_reach_guests(
+    def _for_guests(
         self, frame: memoryview, port: Port, target: Port | None, now: float
-    ) -> bool:
+    ) -> memoryview | None:
+        """What other guests may have of it; None if nothing."""
         if frame[12:14] == HELLO:
             self.counters.count("join.hello_of_guest")
-            return False
+            return None
         if self.isolated:
             self.counters.count("ethernet.isolated")
-            return False
-        return not self.guard.on or self.lets_pass(frame, port, target, now)
+            return None
+        return self.lets_pass(frame, port, target, now) if self.guard.on else frame
 
     def guard_sources(self, on: bool) -> None:
         """Begin to look at who speaks, or stop. Of the addresses that a link has shown by then,
         the first is its own."""
         if on and not self.guard.on:
             for port in self.ports:
-                for mac in tuple(port.addresses):
+                others = () if isinstance(port, JoinPort) else tuple(port.addresses)
+                for mac in others:
                     if mac != port.first:
                         self._places.forget(mac)
         self.guard.on = on
@@ -211,7 +219,9 @@ class Switch:
 
         Whoever finds no room is not heard at all: nobody could answer it.
         """
-        if not self.guard.may_show(mac, port, self._port_of.get(mac)):
+        known = self._port_of.get(mac)
+        silent = known is not None and now - known.addresses[mac] >= AGING_TIME
+        if not self.guard.may_show(mac, port, known, silent):
             self.counters.count("ethernet.spoofed_source")
             return False
         if not self._places.learn(mac, port, now):

@@ -104,6 +104,8 @@ class UdpMapping:
     admits_stranger: Callable[[Address, int, float], bool] = _nobody
     """Whether somebody may come in that the guest has not written to, if nothing else is against
     it."""
+    shuns: Callable[[Address, int], bool] | None = None
+    """Who never comes in, whoever has been written to; None where there is nobody."""
     tally: Tally = field(factory=Tally)
     order: "OrderedDict[UdpMapping, None]" = field(factory=OrderedDict)
     """Among which of its guest's mappings it stands, the one used last at the end."""
@@ -241,7 +243,8 @@ class UdpMapping:
 
     def on_host_datagram(self, payload: Buffer, address: Address, port: int, now: float) -> None:
         """Somebody sends to the mapping's socket."""
-        if self.lets_in(address, port, now):
+        is_shunned = self.shuns is not None and self.shuns(address, port)
+        if not is_shunned and self.lets_in(address, port, now):
             self.is_answered = True
             asked = self._asked_of.get((address, port)) if self._asked_of else None
             if asked is not None:

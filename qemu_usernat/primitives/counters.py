@@ -138,17 +138,20 @@ MEANINGS = {
     "publish.datagram_lost": "A datagram dropped, as its guest did not come in time.",
     "publish.visit_refused": "A client over UDP forgotten, as its guest said: port unreachable.",
     "publish.visit_gave_way": "A client over UDP forgotten before its time, for a new one.",
+    "publish.calls_full": "A client reset: its guest had not answered too many others, or had as "
+    "many connections from outside as may be.",
     "publish.no_port": "A client reset, as no port was free to show it to the guest.",
     # joins
     "join.not_accepted": "A frame of another server that had not said yet who it is: dropped.",
     "join.crowded": "More than 8 that had not said yet who they are: the first of them was ended.",
     "join.gateway_affair": "A frame of another server that is a gateway's affair: dropped.",
     "join.bad_hello": "A hello of another server that cannot be read: the join ends.",
+    "join.not_told": "Something about a join that the log does not have: there was too much of it.",
     "join.other_version": "A hello of a version that is not known: the join ends.",
     "join.hello_limited": "A hello beyond those that another server may say: not looked at.",
     "join.hello_of_guest": "A guest's frame that only servers say to each other: dropped.",
     "join.refused": "Another server that may not join: a loop, or it does not fit.",
-    "join.silent": "Another server that said no hello for 6 s: the join ends.",
+    "join.silent": "Another server that said nothing for 6 s: the join ends.",
     # DHCP
     "dhcp.too_short": "A message without all of its fixed part.",
     "dhcp.not_ethernet": "A message of a client whose hardware is not Ethernet.",

@@ -16,6 +16,7 @@ from attrs import define, field
 from qemu_usernat import socket_file
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.endpoints import JoinEndpoint
+from qemu_usernat.lan.allowance import Allowance
 from qemu_usernat.lan.joins import Joins
 from qemu_usernat.lan.port import JoinPort, Port
 from qemu_usernat.poller import Poller
@@ -38,7 +39,10 @@ JITTER = 0.25
 """Of each pause: two that refused each other as they came at once do not come at once again."""
 
 TOLD_MAXIMUM = 16
-"""Reasons for each place: the other server has a say in what they are."""
+"""Reasons for each place: the other server has a say in what they are, so no more are told."""
+
+LINES_PER_SECOND, LINES_AT_ONCE = 0.2, 32
+"""Of the log, about all joins: whoever may connect can join and leave without an end."""
 
 _log = structlog.get_logger()
 
@@ -59,6 +63,7 @@ class Joining:
     links: dict[Link, trio.Event] = field(factory=dict)
     _callers: list[Link] = field(factory=list)
     """Those that have connected, the first in front, while they are not known."""
+    _lines: Allowance = field(factory=lambda: Allowance(LINES_PER_SECOND, LINES_AT_ONCE))
     _told: dict[str, set[str]] = field(factory=dict)
     """Of each place: why there is no join, since there was one."""
 
@@ -87,13 +92,15 @@ class Joining:
 
     def _on_joined(self, name: str) -> None:
         self._told.pop(name, None)
-        _log.info("joined a server", **self.label, link=name)
+        if self._may_tell():
+            _log.info("joined a server", **self.label, link=name)
 
     def _on_close(self, link: Link, reason: str) -> None:
         assert isinstance(link.port, JoinPort)
         name = link.port.name
         if link.port.confirmed:
-            _log.warning("a join has ended", **self.label, link=name, reason=reason)
+            if self._may_tell():
+                _log.warning("a join has ended", **self.label, link=name, reason=reason)
         else:
             self._tell(name, reason)
         self.on_down(link.port, trio.current_time())
@@ -102,12 +109,15 @@ class Joining:
     def _tell(self, name: str, reason: str) -> None:
         """That there is no join, unless that was said before."""
         told = self._told.setdefault(name, set())
-        if reason in told:
-            return
-        if len(told) >= TOLD_MAXIMUM:
-            told.clear()
-        told.add(reason)
-        _log.warning("not joined", **self.label, link=name, reason=reason)
+        if reason not in told and len(told) < TOLD_MAXIMUM and self._may_tell():
+            told.add(reason)
+            _log.warning("not joined", **self.label, link=name, reason=reason)
+
+    def _may_tell(self) -> bool:
+        if self._lines.take(trio.current_time()):
+            return True
+        self.counters.count("join.not_told")
+        return False
 
     async def join_forever(self, endpoint: JoinEndpoint) -> None:
         """Connect to the server at `endpoint`, and again whenever that has ended: soon where it was

@@ -8,6 +8,7 @@ import pytest
 
 from qemu_usernat.config import parse_endpoint, read_config
 from qemu_usernat.config.redirects import read_redirects
+from qemu_usernat.lan.places import AGING_TIME
 from qemu_usernat.lan.port import QUEUE_LIMIT
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
@@ -359,6 +360,38 @@ def test_silence_ends_a_join() -> None:
     assert mute.reason == "the other server says nothing"
 
 
+def test_a_join_lasts_for_as_long_as_anything_is_said() -> None:
+    """Where there is more to say than the stream takes, hellos are late; then it is silence that
+    counts, of one that has said who it is."""
+    one = network()
+    end, nobody = End(one, "far"), End(one, "nobody")
+    end.hears(hello().frame(OTHER_MAC))
+    for _ in range(10):
+        end.hears(ethernet(bytes(46), OTHER_MAC, BROADCAST_MAC, 0x88B6))
+        nobody.hears(ethernet(bytes(46), THIRD_MAC, BROADCAST_MAC, 0x88B6))
+        one.advance(2)
+    assert (end.reason, nobody.reason) == (None, "the other server says nothing")
+    one.advance(7)
+    assert end.reason == "the other server says nothing"
+
+
+def test_there_is_room_for_a_hello_in_a_full_queue() -> None:
+    """But not without a bound: who reads nothing is told nothing more in the end."""
+    one = network()
+    end, guest = End(one, "far"), one.guest()
+    end.hears(hello().frame(OTHER_MAC))
+    end.reads = False
+    end.port.queued = end.port.limit
+    before = len(end.port.outbox)
+    guest.sends(ethernet(bytes(46), GUEST_MAC, BROADCAST_MAC, 0x88B6))
+    assert len(end.port.outbox) == before
+    one.advance(3)
+    assert {bytes(piece[16:18]) for piece in end.port.outbox[before:]} == {HELLO}
+    end.port.queued, before = 2 * end.port.limit, len(end.port.outbox)
+    one.advance(2)
+    assert len(end.port.outbox) == before
+
+
 # -- a hostile server
 
 
@@ -521,7 +554,8 @@ def test_what_the_other_servers_policy_denies_is_reset(guarded: int) -> None:
 
 def test_under_a_policy_a_joined_server_takes_no_address_that_is_leased_here() -> None:
     """Whatever its machines say who they are, guests here find one; and what these have taken
-    elsewhere is free when the join ends, but for the one that has come to us."""
+    elsewhere is free when the join ends, but for the one that has come to us, which it may when it
+    was silent there for long: before that, who shows its MAC address here is another one."""
     servers, one, _ = pair()
     under(NetworkPolicy.allow_all(), one)
     end = servers.joins[0][0]
@@ -542,6 +576,11 @@ def test_under_a_policy_a_joined_server_takes_no_address_that_is_leased_here() -
     assert guard.is_owner(packed(FAR), mobile)
     moved = one.guest(mobile, FAR)
     moved.sends(moved.asks_who_has(GATEWAY))
+    assert moved.frames() == []
+    assert one.counters["ethernet.spoofed_source"] == 1
+    one.now += AGING_TIME  # in which the join has lived on
+    moved.sends(moved.asks_who_has(GATEWAY))
+    assert moved.hears_one().arp.sender_address == packed(GATEWAY)
     one.router.switch._places.forget(other)  # it was silent for long, and others are there now
     end.end("gone")
     assert guard.is_owner(packed(FAR), mobile)

@@ -37,9 +37,10 @@ class Keepalive:
 
     def on_deadline(self, now: float) -> Doubt:
         """The time has come: ask, and again; or believe that nobody is there."""
-        if now - self.heard_at < KEEPALIVE_IDLE:
+        idle_at = self.heard_at + KEEPALIVE_IDLE
+        if now < idle_at:
             self._asked = 0
-            self.at = self.heard_at + KEEPALIVE_IDLE
+            self.at = idle_at
             return Doubt.NONE
         if self._asked == KEEPALIVE_PROBES:
             return Doubt.GONE
