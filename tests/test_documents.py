@@ -224,5 +224,10 @@ def test_the_page_of_limits_is_true() -> None:
         [f"{lan_flows.FLOWS_OF_GUEST_MAXIMUM:,}", f"{lan_flows.FLOWS_MAXIMUM:,}"],
         [f"{visits.VISITS_PER_PORT:,}", f"{visits.VISITS_MAXIMUM:,}"],
         [f"{arrivals.WAITING_PER_PORT}", f"{arrivals.WAITING_MAXIMUM:,}"],
+        [
+            f"{arrivals.CALLS_PER_PORT:,}",
+            f"{holdings.HALF_OPEN_PER_GUEST:,}",
+            f"{holdings.HALF_OPEN_MAXIMUM:,}",
+        ],
         [f"{visits.HELD_MAXIMUM}"],
     ]

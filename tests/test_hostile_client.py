@@ -6,8 +6,11 @@ from collections.abc import Callable, Hashable
 import pytest
 from attrs import define, field
 
-from qemu_usernat.arrivals import WAITING_MAXIMUM, WAITING_PER_PORT, Door
+from qemu_usernat.arrivals import CALLS_PER_PORT, WAITING_MAXIMUM, WAITING_PER_PORT, Door
 from qemu_usernat.config.publish import parse_publication
+from qemu_usernat.nat import holdings
+from qemu_usernat.nat.holdings import HALF_OPEN_PER_GUEST
+from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT
 from qemu_usernat.visits import HELD_MAXIMUM, VISITS_MAXIMUM, VISITS_PER_PORT, UdpDoor
 from qemu_usernat.wire.packets import SYN, TCP, UDP, Buffer
 from tests.scripted_guest import (
@@ -47,8 +50,8 @@ class Place:
     def udp(self, guest: str, port: int = 53) -> UdpDoor:
         return UdpDoor(parse_publication(f"udp:0:{guest}:{port}"), port, self)
 
-    def tcp(self, guest: str) -> Door:
-        return Door(parse_publication(f"0:{guest}:80"), 80)
+    def tcp(self, guest: str, port: int = 80) -> Door:
+        return Door(parse_publication(f"0:{guest}:{port}"), port)
 
     def writes(self, door: UdpDoor, address: str, port: int, payload: bytes = b"?") -> None:
         client = packed(address), port
@@ -71,6 +74,17 @@ class Place:
         caller = ScriptedCaller(self.network, (packed(address), port))
         self.network.router.arrivals.on_caller(caller, door, self.network.now)
         return caller
+
+
+def floods(place: Place, door: Door, count: int) -> list[ScriptedCaller]:
+    """So many clients at one port."""
+    callers = []
+    for number in range(count):
+        callers.append(place.connects(door, 1024 + number))
+        if number % AT_ONCE == 0:
+            place.end_turn()
+    place.end_turn()
+    return callers
 
 
 Story = Callable[[Place], None]
@@ -115,6 +129,19 @@ def waits_for_nobody_everywhere(place: Place) -> None:
     place.connects(place.tcp(ABSENT), 1024)
 
 
+@meets("publish.calls_full", "at a port")
+def calls_a_guest_that_does_not_answer(place: Place) -> None:
+    floods(place, place.tcp(GUEST), CALLS_PER_PORT + 1)
+
+
+@meets("publish.calls_full", "at a guest")
+def calls_many_ports_of_a_guest_that_does_not_answer(place: Place) -> None:
+    for number in range(HALF_OPEN_PER_GUEST // CALLS_PER_PORT):
+        floods(place, place.tcp(GUEST, 81 + number), CALLS_PER_PORT)
+    assert not place.network.counters["publish.calls_full"]
+    place.connects(place.tcp(GUEST, 99), 1024)
+
+
 @meets("publish.datagram_lost", "in all")
 def writes_to_nobody(place: Place) -> None:
     place.flood(place.udp(ABSENT), HELD_MAXIMUM + 1)
@@ -143,3 +170,28 @@ def test_a_hostile_client_meets_its_limit_and_nobody_else_does(story: str) -> No
     heard = {each.packet.protocol: each for each in guest.hears() if each.packet is not None}
     assert heard[UDP].udp.payload == b"early"
     assert heard[TCP].tcp.flags == SYN
+
+
+def test_a_port_whose_clients_are_not_answered_costs_no_other() -> None:
+    """Of the same guest; and once they are given up, it takes clients in again."""
+    place = Place()
+    flooded, other = place.tcp(GUEST, 80), place.tcp(GUEST, 443)
+    *_, last = floods(place, flooded, CALLS_PER_PORT + 1)
+    assert last.was_reset
+    assert not place.connects(other, 1024).was_reset
+    place.network.advance(CONNECT_TIMEOUT)
+    assert not place.connects(flooded, 1024).was_reset
+
+
+def test_clients_that_come_from_outside_leave_guests_what_is_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as may be call one guest; all others begin connections as before, and itself."""
+    monkeypatch.setattr(holdings, "HALF_OPEN_MAXIMUM", CALLS_PER_PORT)
+    place = Place()
+    floods(place, place.tcp(GUEST), CALLS_PER_PORT)
+    assert place.connects(place.tcp(OTHER), 1024).was_reset
+    for guest in place.guests.values():
+        guest.sends(guest.segment(4000, FRIEND, 80, SYN, 1000))
+    assert len(place.network.host.servers) == 2
+    assert place.network.counters["tcp.half_open_full"] == 1

@@ -392,6 +392,39 @@ def test_there_is_room_for_a_hello_in_a_full_queue() -> None:
     assert len(end.port.outbox) == before
 
 
+def test_a_policy_that_comes_leaves_a_join_its_machines() -> None:
+    """Of a guest's link the first MAC address is its own; behind another server there are many."""
+    one = network()
+    end, guest = End(one, "far"), one.guest()
+    end.hears(hello().frame(OTHER_MAC))
+    for mac in (OTHER_MAC, THIRD_MAC):
+        end.hears(ethernet(bytes(46), mac, BROADCAST_MAC, 0x88B6))
+    under(NetworkPolicy.allow_all(), one)
+    assert one.router.switch.place_of(THIRD_MAC) is end.port
+    assert guest.port in one.router.switch.ports
+
+
+def test_those_that_have_just_joined_share_what_hellos_are_looked_at() -> None:
+    """Whoever joins again and again has no more of them; who is there for long has its own."""
+    one = network()
+    old = End(one, "far")
+    old.hears(hello().frame(OTHER_MAC))
+    for _ in range(4):
+        one.advance(2)
+        old.hears(hello().frame(OTHER_MAC))
+    for number in range(20):
+        first = IPv4Address("10.0.2.220") + number
+        speaker = Member(f"{number:016x}", first.packed, first.packed)
+        end = End(one, f"{number}")
+        for _ in range(3):
+            end.hears(hello(speaker=speaker).frame(OTHER_MAC))
+        end.end("it goes")
+    assert one.counters["join.hello_limited"] >= 15
+    before = one.counters["join.hello_limited"]
+    old.hears(hello().frame(OTHER_MAC))
+    assert one.counters["join.hello_limited"] == before
+
+
 # -- a hostile server
 
 
