@@ -12,14 +12,23 @@ if TYPE_CHECKING:
     from qemu_usernat.config.configuration import read_config
     from qemu_usernat.policy.rules import NetworkPolicy
     from qemu_usernat.policy.settings import PolicySettings
+    from qemu_usernat.primitives.errors import UserError
 
 __version__ = "0.1.0"
 
-__all__ = ["NetworkPolicy", "PolicySettings", "__version__", "read_config", "running"]
+__all__ = [
+    "NetworkPolicy",
+    "PolicySettings",
+    "UserError",
+    "__version__",
+    "read_config",
+    "running",
+]
 
 _WHERE = {
     "NetworkPolicy": "qemu_usernat.policy.rules",
     "PolicySettings": "qemu_usernat.policy.settings",
+    "UserError": "qemu_usernat.primitives.errors",
     "read_config": "qemu_usernat.config.configuration",
     "running": "qemu_usernat.app",
 }

@@ -16,6 +16,7 @@ from qemu_usernat import signals
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.host.folder import Folder
 from qemu_usernat.lease_file import LeaseFile
+from qemu_usernat.nurseries import helpers
 from qemu_usernat.observe import Audit
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.primitives.time import MS
@@ -79,15 +80,15 @@ async def serve(
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[Server]:
     """A server for the length of an ``async with``, in a trio program: it listens, serves, and
-    publishes what `config` says. UserError where something cannot be."""
+    publishes what `config` says. UserError where something cannot be; what the block raises comes
+    out as it is."""
     raise_descriptor_limit()
     network = _Network(config, alone=False)
     try:
         network.open()
-        async with trio.open_nursery() as nursery:
+        async with helpers() as nursery:
             network.start(nursery)
             yield network.server
-            nursery.cancel_scope.cancel()
     finally:
         network.close()
 

@@ -110,6 +110,7 @@ def run(
         signals.waiting(),
         tempfile.TemporaryDirectory(prefix=f"{PROGRAM}-") as directory,  # mode 0700
     ):
+        import structlog
         import trio
 
         private = parse_endpoint(f"unix:{directory}/guest.sock")
@@ -117,8 +118,16 @@ def run(
             config = read_config(
                 file, given(options), listen=private, policy_file=policy_file, rules=rules
             )
+            own = command_lines.own_network(qemu)
+            if own and config.policy is not None:
+                raise UserError(
+                    f'QEMU is given a network of its own, "{own}", where the policy does not hold; '
+                    "allowed: no -nic, -net or -netdev but none"
+                )
         # The terminal is QEMU's: a guest's console is no place for our small talk.
         configure_log(logging.DEBUG if config.verbose else logging.WARNING)
+        if own:
+            structlog.get_logger().warning("QEMU has a network of its own beside ours", written=own)
         version = command_lines.version_of(qemu[0])
         return trio.run(_run, config, version, qemu)
 

@@ -214,8 +214,8 @@ class Server:
         The same comes back as it is bound, with the port that the system has chosen where none was
         given; its `address` is where a client connects to. UserError says why it cannot be.
         """
-        if isinstance(publication, str):
-            publication = parse_publication(publication)
+        if not isinstance(publication, Publication):
+            publication = parse_publication(str(publication))
         self.config.network.check_publication(publication)
         return self._publisher.publish(publication)
 

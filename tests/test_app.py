@@ -17,7 +17,7 @@ import structlog
 import trio
 import trio.testing
 
-from qemu_usernat.app import serve
+from qemu_usernat.app import running, serve
 from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
@@ -387,3 +387,10 @@ def test_sigterm_ends_it_within_a_second(path: str) -> None:
         assert monotonic() - start < 1.0
         assert qemu.recv(1000) == b""
     assert not Path(path).exists()
+
+
+async def test_what_a_program_raises_beside_a_server_comes_out_as_it_is(path: str) -> None:
+    """Not in a group of one, which its own `except` would not know."""
+    with pytest.raises(ValueError, match="mine"):
+        async with running(Config(listen=(UnixEndpoint(path),))):
+            raise ValueError("mine")

@@ -353,6 +353,22 @@ def test_the_private_socket_is_in_a_directory_for_us_alone(network: Network, qem
     assert "virtio-net-device,netdev=usernat,host_mtu=65520" in qemu.read_text()
 
 
+@pytest.mark.parametrize("own", ["-nic user", "-netdev user,id=a", "--net nic", "-nic"])
+def test_run_with_a_policy_is_the_only_network(
+    network: Network, qemu: Path, capsys: pytest.CaptureFixture[str], own: str
+) -> None:
+    """Else a sandbox has a hole that nobody sees; without a policy there is a warning."""
+    network.forever = True
+    run = ["run", "--deny", "any", "--", "qemu-system-x86_64"]
+    assert main([*run, *own.split()]) == 2
+    said = capsys.readouterr().err
+    assert f'"{own}"' in said
+    assert "allowed: no -nic, -net or -netdev but none" in said
+    assert network.configs == []
+    assert main([*run, "-nic", "none"]) == 3
+    assert main(["run", "--", "qemu-system-x86_64", *own.split()]) == 3
+
+
 def test_run_listens_where_it_is_told(network: Network, qemu: Path) -> None:
     """With --listen, QEMU and others may meet us there, at the port the kernel chose."""
     network.endpoints, network.forever = [TcpEndpoint("127.0.0.1", 4321)], True

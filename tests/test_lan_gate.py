@@ -572,3 +572,26 @@ def test_who_looks_for_a_lease_tells_the_gateway_alone() -> None:
     assert lan.told == []
     assert lan.network.counters["ethernet.guarded"] == 0
     assert lan.network.counters["dhcp.too_short"] == 2
+
+
+@pytest.mark.parametrize("what", ["another policy", "its link is gone"])
+def test_the_rest_of_a_datagram_does_not_outlive(what: str) -> None:
+    """What let its first fragment in; a policy that comes later may not."""
+    lan = Lan(LAN, LAN)
+    first, second = (
+        to(lan.two, frame)
+        for frame in lan.one.fragments(udp(GUEST, 1, OTHER, 7, bytes(2000)), 17, OTHER)
+    )
+    lan.one.sends(first)
+    if what == "another policy":
+        lan.rules(DENY)
+        speaker = lan.one
+    else:
+        router = lan.network.router
+        router.switch.detach(lan.one.port)
+        router.on_link_down(lan.one.port, lan.network.now)
+        assert not router._lan_gate._fragments
+        speaker = lan.network.guest(GUEST_MAC, GUEST, "one")
+    lan.quiet()
+    speaker.sends(second)
+    assert lan.two.frames() == []

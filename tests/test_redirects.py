@@ -1,5 +1,6 @@
 """Redirects through the router: guests are led elsewhere, and see what they have asked for."""
 
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import dns.message
@@ -7,12 +8,14 @@ import dns.rrset
 import pytest
 
 from qemu_usernat.admission import Decision
+from qemu_usernat.config.network import Network
 from qemu_usernat.config.redirects import read_redirects
 from qemu_usernat.gateway.leases import HeldLease
 from qemu_usernat.observe import record_of
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.addresses import format_address
+from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.wire.icmp import (
     ADMINISTRATIVELY_PROHIBITED,
     DESTINATION_UNREACHABLE,
@@ -337,3 +340,30 @@ def test_what_a_guest_calls_itself_is_no_name_of_a_policy_that_comes_later() -> 
     guest.sends(OTHER_MAC + guest.segment(40000, OTHER, 80, SYN, 1000)[6:])
     assert other.frames()[1:] == []
     assert guest.hears_one().tcp.flags == RST | ACK
+
+
+@pytest.mark.parametrize(
+    ("place", "first", "count"),
+    [("10.0.2.101-10.0.2.103", "10.0.2.101", 3), ("10.0.2.112/30", "10.0.2.112", 4)],
+)
+def test_several_addresses_of_the_guests_network_are_led_elsewhere(
+    place: str, first: str, count: int
+) -> None:
+    """Each is answered for by the gateway, and no guest gets it."""
+    network = network_of({"from": place, "to": f"{MIRROR}:80"})
+    guest = network.guest()
+    for number in range(count):
+        address = str(IPv4Address(first) + number)
+        guest.sends(guest.asks_who_has(address))
+        assert guest.hears_one().arp.sender_mac == GATEWAY_MAC
+        assert dialled(guest, address, 80, 41000 + number) == f"{MIRROR}:80"
+    guest.sends(guest.asks_who_has(str(IPv4Address(first) + count)))
+    assert guest.hears() == []
+
+
+@pytest.mark.parametrize("place", ["10.0.2.0/24", "10.0.0.20-10.0.2.1"])
+def test_not_too_many_of_them(place: str) -> None:
+    """A mistake that would leave guests without an address is told."""
+    subnet = IPv4Network("10.0.0.0/22" if "-" in place else "10.0.2.0/24")
+    with pytest.raises(UserError, match="allowed: inside"):
+        Network(subnet=subnet, redirects=read_redirects([{"from": place, "to": MIRROR}]))

@@ -5,7 +5,9 @@ key by key. The table ``[policy]`` is read by `qemu_usernat.policy.settings`; ru
 line come before it.
 """
 
+import difflib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
@@ -78,7 +80,7 @@ def check_links(configs: Sequence[Config]) -> None:
 
 
 def read_config(
-    file: Path | None,
+    file: Path | str | None,
     options: Mapping[str, Any],
     *,
     listen: Endpoint | None = None,
@@ -102,7 +104,7 @@ def read_config(
 
 
 def read_networks(
-    file: Path | None,
+    file: Path | str | None,
     options: Mapping[str, Any],
     *,
     listen: Endpoint | None = None,
@@ -119,8 +121,8 @@ def read_networks(
     UserError for every mistake: the file cannot be read or is not TOML, a key is
     unknown, a value is not allowed, values do not go together.
     """
-    written = read_file(file) if file else [Written()]
-    given = {key: (f"--{key.replace('_', '-')}", value) for key, value in options.items()}
+    written = read_file(Path(file)) if file else [Written()]
+    given = {key: _option(key, value) for key, value in options.items()}
     if written[0].name:
         for key, (option, _) in given.items():
             if SETTINGS[key].scope is Scope.OWN:
@@ -137,6 +139,16 @@ def read_networks(
     configs = tuple(_config(each, given, listen, rules) for each in written)
     _check_apart(configs)
     return configs
+
+
+def _option(key: str, value: Any) -> tuple[str, Any]:
+    """What to call it, and its raw value; UserError for one that there is not."""
+    if key not in SETTINGS:
+        close = difflib.get_close_matches(key.replace("-", "_"), SETTINGS, n=1)
+        meant = f'did you mean "{close[0]}"? ' if close else ""
+        raise UserError(f'option "{key}" is not known; {meant}allowed: {", ".join(SETTINGS)}')
+    is_texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return f"--{key.replace('_', '-')}", tuple(value) if is_texts else value
 
 
 def _config(
@@ -170,10 +182,18 @@ def _check_apart(configs: Sequence[Config]) -> None:
     """UserError for a socket or a file that two networks have."""
     owners: dict[str, str] = {}
     for config in configs:
-        endpoints = (*config.listen, *config.connect, *config.join, *config.join_listen)
-        places = [str(each) for each in endpoints if not _is_chosen(each)]
-        places += [] if config.lease_file is None else [str(config.lease_file)]
-        for place in dict.fromkeys(places):
+        listens = [
+            str(each) for each in (*config.listen, *config.join_listen) if not _is_chosen(each)
+        ]
+        listens += [each.place for each in config.network.publications if each.path]
+        for place, times in Counter(listens).items():
+            if times > 1:
+                of = f'network "{config.name}": ' if config.name else ""
+                raise UserError(f"{of}{place} is there twice; allowed: each place only once")
+        places = {*listens, *map(str, (*config.connect, *config.join))}
+        if config.lease_file is not None:
+            places.add(str(config.lease_file))
+        for place in sorted(places):
             owner = owners.setdefault(place, config.name)
             if owner != config.name:
                 raise UserError(

@@ -7,7 +7,8 @@ a value is written in a file or an option belongs to `configuration`.
 """
 
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TypeAlias
 
 import attrs
@@ -17,7 +18,7 @@ from qemu_usernat.config.boot import ALLOWED_WITHOUT_FOLDER, Boot
 from qemu_usernat.config.publish import SOURCE_ALLOWED, SOURCES, Publication, check_different
 from qemu_usernat.config.records import Record, mistake, own_names
 from qemu_usernat.config.reservations import Reservation
-from qemu_usernat.policy.redirects import Redirect, Redirects
+from qemu_usernat.policy.redirects import Redirect
 from qemu_usernat.primitives.addresses import Address, MacAddress, format_mac
 from qemu_usernat.primitives.errors import UserError
 
@@ -29,6 +30,7 @@ MTU_MAXIMUM = 65520  # bytes; a frame of 65534, below IPv4's 65535 in total, a m
 LEASE_TIME_MAXIMUM = 0xFFFFFFFF  # seconds; RFC 2131, 3.3: for ever
 SEARCH_MAXIMUM = 32  # domains, each of which costs a guest a question for a name that is not there
 DOMAIN_MAXIMUM = 189  # characters; RFC 1035's 253, less a label of 63 and its dot
+STAND_INS_MAXIMUM = 256  # addresses of the subnet in one place of a redirect
 GATEWAY_MAC_PREFIX = b"\x52\x55"  # locally administered; the prefix QEMU users know
 
 _DOMAIN = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
@@ -210,11 +212,34 @@ class Network:
     @property
     def stand_ins(self) -> frozenset[Address]:
         """Addresses of the subnet at which nobody is, but for what is redirected from there."""
-        own = (self.gateway, self.nameserver)
-        given = map(ip_address, Redirects(self.redirects).addresses())
-        return frozenset(each.packed for each in given if each in self.subnet and each not in own)
+        own = self.gateway, self.nameserver
+        given = (
+            IPv4Address(number)
+            for first, last in self._redirected_ranges()
+            for number in range(int(first), int(last) + 1)
+        )
+        return frozenset(each.packed for each in given if each not in own)
+
+    def _redirected_ranges(self) -> Iterator[tuple[IPv4Address, IPv4Address]]:
+        """Those that lie in the subnet; what reaches beyond it is led as it is routed."""
+        for redirect in self.redirects:
+            for first, last in redirect.ranges():
+                if (
+                    isinstance(first, IPv4Address)
+                    and isinstance(last, IPv4Address)
+                    and first in self.subnet
+                    and last in self.subnet
+                ):
+                    yield first, last
 
     def _check_redirects(self) -> None:
+        for first, last in self._redirected_ranges():
+            if int(last) - int(first) >= STAND_INS_MAXIMUM:
+                raise SettingError(
+                    "redirect",
+                    f"from {first}-{last}",
+                    f"inside {self.subnet} at most {STAND_INS_MAXIMUM} addresses in a row",
+                )
         reserved = {each.address for each in self.reservations}
         for packed in self.stand_ins:
             address = IPv4Address(packed)

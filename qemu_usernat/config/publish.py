@@ -117,6 +117,8 @@ def parse_publication(text: str) -> Publication:
 def _check_form(text: str) -> None:
     """ValueError for what other programs take, with how it is written here."""
     if text.startswith("unix:"):
+        if not is_decimal(text.rpartition(":")[2]):
+            raise ValueError("the guest's port is missing")
         return  # a path may be as it likes
     docker = re.fullmatch(r"(.*:[0-9-]+)/(tcp|udp)", text, re.IGNORECASE)
     if docker:

@@ -98,7 +98,9 @@ class Publisher:
         entrances = self.published.pop(publication, None)
         if entrances is None:
             places = ", ".join(each.place for each in self.published) or "nothing"
-            raise UserError(f"{publication.place} is not published; published: {places}")
+            raise UserError(
+                f"{publication} is not published; allowed is what publish has returned: {places}"
+            )
         for entrance in entrances:
             entrance.close(cut)
             if entrance in self._paused:
@@ -290,6 +292,9 @@ def _reasons(
             yield "this port is for privileged programs"
             yield f"choose one from {_first_unprivileged()} on, or allow it, as root: "\
                 f"sysctl net.ipv4.ip_unprivileged_port_start={port}"  # fmt: skip
+        case errno.EMFILE | errno.ENFILE:
+            yield "there are too many open files"
+            yield "each port is one: publish fewer, or allow more with ulimit -n"
         case errno.EADDRNOTAVAIL:
             yield "this host does not have that address"
         case _:

@@ -7,12 +7,14 @@ A name is whatever the guest was told an address for. One address may be told fo
 of a content network; what counts then is the name that the guest asked for last.
 """
 
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TypeAlias
 
 from attrs import field, frozen
 
 from qemu_usernat.policy.places import (
+    AnyAddress,
     AnyPlace,
     NamePlace,
     NetworkPlace,
@@ -86,12 +88,11 @@ class Redirect:
             return HostTarget(target.address, port)
         return target
 
-    def addresses(self) -> tuple[Address, ...]:
-        """The single addresses that it is about."""
-        networks = (place.network for place in self.places if isinstance(place, NetworkPlace))
-        return tuple(
-            each.network_address.packed for each in networks if each.prefixlen == each.max_prefixlen
-        )
+    def ranges(self) -> Iterator[tuple[AnyAddress, AnyAddress]]:
+        """The addresses that it is about, by the first and the last of each place."""
+        for place in self.places:
+            if isinstance(place, NetworkPlace | RangePlace):
+                yield place.bounds()
 
 
 def _is_at(place: Place, destination: Address, name: str | None) -> bool:
@@ -129,7 +130,3 @@ class Redirects:
     def know_names(self) -> bool:
         """Whether any is about a name: then it matters what a guest is told of names."""
         return any(isinstance(place, NamePlace) for each in self.each for place in each.places)
-
-    def addresses(self) -> frozenset[Address]:
-        """The single addresses that they are about."""
-        return frozenset(address for each in self.each for address in each.addresses())

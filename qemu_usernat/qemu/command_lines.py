@@ -92,6 +92,16 @@ def device_for(arguments: Sequence[str]) -> str:
     return "virtio-net-device" if machine == "microvm" else "virtio-net-pci"
 
 
+def own_network(arguments: Sequence[str]) -> str:
+    """What of a QEMU command line gives it a network beside ours, as it is written; "" if nothing
+    does."""
+    for option, value in itertools.pairwise([*arguments, ""]):
+        name = option.lstrip("-")
+        if option.startswith("-") and name in ("nic", "net", "netdev") and value != "none":
+            return f"{option} {value}".strip()
+    return ""
+
+
 def in_shell_form(arguments: Sequence[str]) -> str:
     """The arguments as one line to paste into a POSIX shell."""
     return shlex.join(arguments)

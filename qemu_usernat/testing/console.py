@@ -37,9 +37,9 @@ from typing import IO, NamedTuple, TypeAlias
 
 import trio
 
+from qemu_usernat.nurseries import helpers
 from qemu_usernat.testing.answer import TO_ANSWER, Answer
 from qemu_usernat.testing.dialogue import DEFAULT_TIME_LIMIT, ConsoleLost, Dialogue, WaitTimeout
-from qemu_usernat.testing.nurseries import helpers
 
 __all__ = ["CommandResult", "CommandTimeout", "ConsoleLost", "VmConsole", "WaitTimeout"]
 

@@ -24,6 +24,7 @@ from qemu_usernat.config import UnixEndpoint
 from qemu_usernat.config.configuration import Config
 from qemu_usernat.config.network import Network
 from qemu_usernat.config.publish import TCP, UDP, Publication, parse_publication
+from qemu_usernat.nurseries import helpers
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
 from qemu_usernat.primitives.counters import Counters
@@ -40,7 +41,6 @@ from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage
 from qemu_usernat.testing.internet import Internet
 from qemu_usernat.testing.internet.records import DnsQuery
-from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.testing.observed_server import ObservedServer
 from qemu_usernat.testing.recording import RecordingWorld
 from qemu_usernat.testing.records import (

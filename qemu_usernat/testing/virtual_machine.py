@@ -23,6 +23,7 @@ from typing import IO, Any
 import attrs
 import trio
 
+from qemu_usernat.nurseries import helpers
 from qemu_usernat.primitives.errors import UserError
 from qemu_usernat.testing import hot_plug
 from qemu_usernat.testing.architectures import (
@@ -33,7 +34,6 @@ from qemu_usernat.testing.architectures import (
 from qemu_usernat.testing.console import CommandTimeout, ConsoleLost, VmConsole, WaitTimeout
 from qemu_usernat.testing.folders import kept_or_temporary
 from qemu_usernat.testing.guest_image import GuestImage, default_cache
-from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.testing.qmp import Qmp, QmpEvent, QmpLost
 from qemu_usernat.testing.snapshots import Snapshots
 

@@ -208,6 +208,27 @@ def test_a_mistake_in_an_option_names_the_option() -> None:
         read_config(None, {"listen": ["x"]})
 
 
+def test_a_program_may_say_it_in_its_own_words(tmp_path: Path) -> None:
+    """A path as text, lists as lists; and what there is not is a clear mistake."""
+    (tmp_path / "net.toml").write_text("mtu = 1500")
+    options = {"listen": ["unix:/a"], "publish": ["127.0.0.1:0:80"]}
+    network = read_config(str(tmp_path / "net.toml"), options).network
+    assert (network.mtu, len(network.publications)) == (1500, 1)
+    with pytest.raises(UserError, match='"publish-source" is not known; did you mean "publish_so'):
+        read_config(None, {"publish-source": "gateway"})
+
+
+def test_a_place_is_there_once(tmp_path: Path) -> None:
+    """Who listens, lets servers join and publishes has as many sockets."""
+    for options in (
+        {"listen": ["unix:/a"], "join_listen": ["unix:/a"]},
+        {"listen": ["unix:/a"], "publish": ["unix:/a:80"]},
+        {"listen": ["unix:/a", "unix:/a"]},
+    ):
+        with pytest.raises(UserError, match=r"^unix:/a is there twice; allowed: each place only"):
+            read_config(None, options)
+
+
 def test_who_only_connects_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """--connect alone needs no runtime directory and makes no socket."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)

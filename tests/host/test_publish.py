@@ -19,6 +19,7 @@ from qemu_usernat.config.publish import read_publications
 from qemu_usernat.host.publish import ACCEPT_PAUSE, TcpEntrance, _reasons
 from qemu_usernat.poller import Handler, Poller
 from qemu_usernat.primitives.errors import UserError
+from qemu_usernat.primitives.time import NEVER
 from qemu_usernat.server import Server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text()
@@ -54,7 +55,9 @@ async def test_the_port_that_the_system_chose_is_told(server: Server) -> None:
         await client.receive_some(1)
     with pytest.raises(OSError, match="all attempts"):
         await trio.open_tcp_stream(*published.address)
-    with pytest.raises(UserError, match="is not published; published: nothing"):
+    with pytest.raises(
+        UserError, match="is not published; allowed is what publish has returned: noth"
+    ):
         server.unpublish(published)
     await client.aclose()
 
@@ -98,12 +101,25 @@ async def test_other_mistakes_say_what_to_do(
     with pytest.raises(UserError, match=r"allowed: a guest's address inside 10\.0\.2\.0/24"):
         server.publish("8080:10.9.9.9:80")
 
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(UserError, match="the guest's port is missing"):
+        server.publish("unix:/tmp/web.sock")
+    with pytest.raises(UserError, match='"8080" publishes nothing'):
+        server.publish(8080)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="8080:80 is not published; allowed is what publish has"):
+        server.unpublish("8080:80")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(socket.socket, "bind", refuse)
-    with pytest.raises(UserError, match=r"privileged programs; choose one from .* on, or allow it"):
-        server.publish("80:80")
+    mistakes = {
+        errno.EACCES: r"privileged programs; choose one from .* on, or allow it",
+        errno.EMFILE: "too many open files; each port is one: publish fewer, or allow more",
+    }
+    for number, words in mistakes.items():
+
+        def refuse(*_: object, number: int = number) -> None:
+            raise OSError(number, "no")
+
+        monkeypatch.setattr(socket.socket, "bind", refuse)
+        with pytest.raises(UserError, match=words):
+            server.publish("80:80")
 
 
 @pytest.mark.parametrize("form", ["", "udp:"])
@@ -232,3 +248,31 @@ async def test_a_program_publishes_as_the_page_says(
     assert not (tmp_path / "guest.sock").exists()
     with pytest.raises(OSError, match="all attempts to connect"):
         await trio.open_tcp_stream("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("is_withdrawn", [False, True])
+async def test_a_port_rests_while_there_are_no_descriptors(
+    server: Server, monkeypatch: pytest.MonkeyPatch, is_withdrawn: bool
+) -> None:
+    """Who has come is taken in when there are some again; a port that is withdrawn meanwhile stays
+    closed."""
+    published = server.publish("127.0.0.1:0:80")
+
+    def refuse(_: socket.socket) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "accept", refuse)
+        client = await trio.open_tcp_stream(*published.address)
+        with trio.fail_after(5):
+            while not server.counters["publish.accept_failed"]:
+                await trio.lowlevel.checkpoint()
+    if is_withdrawn:
+        server.unpublish(published)
+    server._publisher.on_deadline(trio.current_time() + 1)
+    if is_withdrawn:
+        assert server._publisher.deadline() == NEVER
+    else:
+        await waiting(server, 1)
+    assert server.counters["publish.accept_failed"] == 1
+    await client.aclose()

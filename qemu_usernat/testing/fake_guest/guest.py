@@ -16,6 +16,7 @@ import dns.rdatatype
 import trio
 
 from qemu_usernat.gateway.dhcp_options import HOST_NAME
+from qemu_usernat.nurseries import helpers
 from qemu_usernat.primitives.addresses import (
     DNS_PORT,
     Address,
@@ -30,7 +31,6 @@ from qemu_usernat.testing.fake_guest.stream import TcpStream
 from qemu_usernat.testing.fake_guest.tcp import TcpListener, TcpTable
 from qemu_usernat.testing.fake_guest.udp import UdpSocket, UdpTable
 from qemu_usernat.testing.frames import Frame
-from qemu_usernat.testing.nurseries import helpers
 from qemu_usernat.wire.icmp import ECHO_REQUEST, icmp_message
 from qemu_usernat.wire.packets import ICMP, IcmpMessage
 
