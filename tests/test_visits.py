@@ -9,7 +9,7 @@ from qemu_usernat.config.publish import parse_publication
 from qemu_usernat.nat.udp import IDLE_TIME
 from qemu_usernat.policy.rules import NetworkPolicy
 from qemu_usernat.policy.settings import PolicySettings
-from qemu_usernat.visits import HOLD_TIME, SURE_TIME, UdpDoor
+from qemu_usernat.visits import HELD_MAXIMUM, HOLD_TIME, SURE_TIME, UdpDoor
 from qemu_usernat.wire.packets import ICMP, UDP, Buffer
 from tests.scripted_guest import (
     GATEWAY,
@@ -312,3 +312,60 @@ def test_a_client_is_cut_smaller_where_the_guest_says_so() -> None:
         here.client_says(bytes(3000))
         assert largest - 8 < max(map(len, guest.frames())) - 14 <= largest
     assert here.network.counters["icmp.guest_path_mtu"] == 1
+
+
+def test_who_is_behind_the_most_crowded_port_is_the_one_that_finds_no_room() -> None:
+    """The first of its own wait on."""
+    here = Published()
+    for number in range(HELD_MAXIMUM + 3):
+        here.client_says(b"question", CLIENT, PORT + number)
+    guest = here.network.guest()
+    guest.sends(guest.asks_who_has(GATEWAY))
+    heard = [each.udp.source_port for each in guest.hears() if each.packet is not None]
+    assert heard == [PORT + number for number in range(HELD_MAXIMUM)]
+
+
+def test_a_guest_that_comes_on_another_link_has_its_visits() -> None:
+    """With their number, which ends as they do."""
+    here = Published()
+    first = here.guest()
+    here.client_says(b"question")
+    first.hears()
+    router = here.network.router
+    router.switch.detach(first.port)
+    router.on_link_down(first.port, here.network.now)
+    again = here.guest(link="another")
+    here.client_says(b"again")
+    assert again.hears_one().udp.payload == b"again"
+    here.network.advance(IDLE_TIME)
+    assert not router.visits._crowds
+    here.network.assert_nothing_left()
+
+
+def test_a_machine_of_the_same_mac_on_another_link_inherits_no_visit() -> None:
+    """Where sources are guarded it is another one, whatever it shows."""
+    here = Published(f"udp:5353:{OTHER}:53")
+    here.network.router.switch.guard_sources(True)
+    first = here.guest(mac=GUEST_MAC, address=OTHER)
+    here.client_says(b"question")
+    first.hears()
+    router = here.network.router
+    router.switch.detach(first.port)
+    router.on_link_down(first.port, here.network.now)
+    second = here.guest(mac=GUEST_MAC, address=OTHER, link="other")
+    second.sends(second.datagram(53, CLIENT, PORT, b"not asked"))
+    assert here.sent == []
+
+
+def test_an_address_that_another_machine_of_the_link_has_is_followed() -> None:
+    """A guest that is a bridge: what comes for the address goes to whoever speaks from it now."""
+    here = Published(f"udp:5353:{GUEST}:53")
+    guest = here.guest()
+    here.client_says(b"question")
+    assert guest.frames()[0][:6] == GUEST_MAC
+    moved = guest.asks_who_has(GATEWAY).replace(GUEST_MAC, OTHER_MAC)
+    guest.sends(moved)
+    guest.frames()
+    here.client_says(b"again")
+    (frame,) = guest.frames()
+    assert frame[:6] == OTHER_MAC

@@ -713,3 +713,15 @@ def test_a_hello_comes_back_as_it_was_written() -> None:
     frame = full.frame(OTHER_MAC)
     assert parse_hello(frame) == full
     assert len(frame) < 69632
+
+
+def test_what_a_server_had_said_before_it_was_refused_is_not_heard() -> None:
+    """Frames of one read: behind the hello that does not fit there may be more."""
+    one = network()
+    end, guest = End(one, "far"), one.guest()
+    end.hears(
+        hello(mtu=576).frame(OTHER_MAC), ethernet(bytes(46), OTHER_MAC, BROADCAST_MAC, 0x88B6)
+    )
+    assert end.reason is not None
+    assert guest.frames() == []
+    assert one.counters["join.not_accepted"] == 0

@@ -2,6 +2,7 @@
 
 import pytest
 
+from qemu_usernat.nat.holdings import Holdings
 from qemu_usernat.nat.tcp.guest_half import (
     CHALLENGE_INTERVAL,
     SINGLE_ACKS,
@@ -100,3 +101,15 @@ def test_a_congestion_window_grows_while_it_is_used(octets: int, grows: bool) ->
     talk.guest.loses_everything()
     talk.guest.sends(ACK, ack=octets)
     assert (talk.flow.sender.congestion.window > before) is grows
+
+
+def test_what_a_server_has_said_counts_at_once() -> None:
+    """Not only when the turn ends: many servers may speak in one."""
+    talk = Conversation.open()
+    talk.flow.holdings = holdings = Holdings()
+    talk.flow.account()
+    before = holdings.octets
+    talk.flow.on_host_data(memoryview(bytes(1000)), 1000, talk.now)
+    assert holdings.octets == before + 1000
+    talk.flow.account()
+    assert holdings.octets == before + 1000
