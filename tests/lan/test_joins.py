@@ -725,3 +725,39 @@ def test_what_a_server_had_said_before_it_was_refused_is_not_heard() -> None:
     assert end.reason is not None
     assert guest.frames() == []
     assert one.counters["join.not_accepted"] == 0
+
+
+def test_a_machine_that_comes_from_another_server_brings_no_address() -> None:
+    """What was its own there it has to show here, where another one may have it by now."""
+    one = network()
+    under(NetworkPolicy.allow_all(), one)
+    end, guard = End(one, "far"), one.router.switch.guard
+    end.hears(hello().frame(OTHER_MAC))
+    there = one.guest(THIRD_MAC, FAR)
+    end.hears(there.asks_who_has("10.0.2.9").replace(THIRD_MAC, OTHER_MAC))
+    assert guard.is_owner(packed(FAR), OTHER_MAC)
+    one.now += AGING_TIME
+    moved = one.guest(OTHER_MAC, "10.0.2.120", "moved")
+    moved.sends(moved.asks_who_has(GATEWAY))
+    assert guard.is_owner(packed("10.0.2.120"), OTHER_MAC)
+    assert not guard.is_owner(packed(FAR), OTHER_MAC)
+
+
+def test_what_machines_of_another_server_say_costs_no_guest_its_names() -> None:
+    """Nothing is kept of what they were told, for they were told nothing."""
+    one = network()
+    end, guest = End(one, "far"), one.guest()
+    end.hears(hello().frame(OTHER_MAC))
+    guest.sends(guest.asks_who_has(GATEWAY))
+    under(NetworkPolicy.deny_all(), one)
+    guest.sends(guest.asks_who_has(GATEWAY))
+    before = len(one.admission._pins)
+    stranger = one.guest(THIRD_MAC, FAR)
+    for number in range(20):
+        mac = bytes([2, 0, 0, 0, 0, number])
+        frame = stranger.datagram(
+            4000, GUEST, 7, b"?", source=str(IPv4Address(FAR) + number), destination_mac=GUEST_MAC
+        )
+        end.hears(frame.replace(THIRD_MAC, mac))
+    assert one.counters["policy.denied"] == 20
+    assert len(one.admission._pins) == before

@@ -1,5 +1,7 @@
 """An end that has died without a word is found out, and one that is only silent is left alone."""
 
+import pytest
+
 from qemu_usernat.nat.tcp.keepalive import Doubt, Keepalive
 
 
@@ -23,3 +25,10 @@ def test_a_word_in_time_ends_all_doubt() -> None:
     assert doubts(watch, 1) == [(7875.0, Doubt.NONE)]
     assert [doubt for _, doubt in doubts(watch, 10)] == [Doubt.ASK] * 9 + [Doubt.GONE]
     assert watch.at == 7801.0 + 7200 + 9 * 75
+
+
+@pytest.mark.parametrize("heard_at", [1183.3, 0.1, 1e9 + 0.7])
+def test_a_deadline_is_not_too_early_by_a_rounding(heard_at: float) -> None:
+    """At the very time that it has named it asks, and does not name the same time again."""
+    keepalive = Keepalive(heard_at)
+    assert keepalive.on_deadline(keepalive.at) is Doubt.ASK
