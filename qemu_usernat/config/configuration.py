@@ -220,6 +220,7 @@ def groups_of(network: Network) -> Groups:
     return Groups(
         lan=(network.subnet,),
         gateway=frozenset({network.gateway.packed, network.nameserver.packed}),
+        is_guests_name=network.is_guests_name,
     )
 
 

@@ -209,6 +209,17 @@ class Network:
         """Whether it is among those that are leased."""
         return self.first_lease.packed <= address <= self.last_lease.packed
 
+    def is_guests_name(self, name: str) -> bool:
+        """Whether nobody but a guest can have that name: it is of our domain, and you have not said
+        what it is. A reservation is a guest's name, too."""
+        origin, whole = dns.name.from_text(self.domain), dns.name.from_text(name)
+        if not whole.is_subdomain(origin) or len(whole) != len(origin) + 1:
+            return False
+        given = {each.within(origin).name for each in self.records}
+        return given.isdisjoint({whole, dns.name.from_text("*", origin)}) and (
+            whole not in own_names(origin)
+        )
+
     @property
     def stand_ins(self) -> frozenset[Address]:
         """Addresses of the subnet at which nobody is, but for what is redirected from there."""

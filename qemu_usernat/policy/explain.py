@@ -54,7 +54,7 @@ WORDS = {
 def explain(policy: NetworkPolicy, groups: Groups, flow: WrittenFlow) -> Iterator[str]:
     """Lines that say what becomes of `flow`, and why."""
     judge = judge_for(policy, groups)
-    taken = described(flow)
+    taken = described(flow, groups)
     yield f"{flow}, at {taken}" if taken else str(flow)
     if flow.protocol == "dns":
         yield from _explain_name(judge, flow)

@@ -97,7 +97,11 @@ def judge_for(policy: NetworkPolicy, groups: Groups) -> Judge:
 def request_of(flow: WrittenFlow, groups: Groups) -> FlowRequest:
     """What is judged of it, before the guest has spoken."""
     address = flow.address
-    names = frozenset({flow.name}) if flow.name is not None else frozenset[str]()
+    guests = _is_of_guest(flow, groups)
+    names = frozenset({flow.name}) if flow.name is not None and not guests else frozenset[str]()
+    if address is None and guests:
+        hosts = (each.packed for each in groups.lan[0].hosts())
+        address = next(each for each in hosts if each not in groups.gateway)
     if address is None:
         own = flow.name is not None and groups.is_own_name(flow.name) and groups.gateway
         address = min(groups.gateway) if own else SOMEWHERE.network_address.packed
@@ -115,16 +119,25 @@ def judge_flow(judge: Judge, flow: WrittenFlow) -> Verdict:
     """The verdict over a guest that does all as it should."""
     if flow.name is not None:
         verdict = judge.judge_name(flow.name)
-        own = judge.groups.is_own_name(flow.name)
+        own = judge.groups.is_own_name(flow.name) or _is_of_guest(flow, judge.groups)
         if flow.protocol == "dns" or (verdict.action != ALLOW and flow.address is None and not own):
             return verdict
     request = request_of(flow, judge.groups)
     return judge.judge(evolve(request, flight=flight_of(flow)))
 
 
-def described(flow: WrittenFlow) -> str:
+def _is_of_guest(flow: WrittenFlow, groups: Groups) -> bool:
+    return flow.name is not None and bool(groups.lan) and groups.is_guests_name(flow.name)
+
+
+def described(flow: WrittenFlow, groups: Groups) -> str:
     """What is taken for granted of it."""
     if flow.name is None or flow.protocol == "dns":
         return ""
+    if _is_of_guest(flow, groups):
+        where = "an address" if flow.address is None else str(ip_address(flow.address))
+        return f"{where} of the guests' network: no rule by name means what guests are called"
     where = "a public address" if flow.address is None else str(ip_address(flow.address))
+    if flow.address is None and groups.is_own_name(flow.name):
+        where = "an address of the gateway"
     return f"{where} that the guest was given for {flow.name}"

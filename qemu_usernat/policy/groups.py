@@ -108,6 +108,10 @@ def is_martian(address: Address) -> bool:
     return address[0] in (0, 127) or address[0] >= 240
 
 
+def _no_names(name: str) -> bool:
+    return False
+
+
 @define
 class Groups:
     """Which group an address is of, on one network."""
@@ -123,6 +127,8 @@ class Groups:
     is_own_name: Callable[[str], bool] = is_internal
     """Whether the name is of our own zone: the operator says what its address is, and nobody
     else can. Other names are never believed to be anything but public."""
+    is_guests_name: Callable[[str], bool] = _no_names
+    """Whether nobody but a guest can have the name: then no rule by name means it."""
     _prefixes: PrefixTable[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:

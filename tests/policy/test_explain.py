@@ -5,6 +5,7 @@ from attrs import evolve
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from qemu_usernat.config.configuration import groups_of, read_config
 from qemu_usernat.policy.explain import WORDS, explain
 from qemu_usernat.policy.flows import SOMEWHERE, WrittenFlow, judge_flow, judge_for, parse_flow
 from qemu_usernat.policy.groups import MULTICAST
@@ -197,3 +198,32 @@ def test_every_reason_that_a_rule_may_lack_has_words() -> None:
     before = {Why.SPOOFED, Why.ISOLATED, Why.UNCARRIED, Why.QUESTION}
     after = {Why.CONNECT, Why.UPGRADE, Why.FRAMING}
     assert set(Why) - judges - before - after == set(WORDS)
+
+
+def test_what_guests_call_themselves_is_explained_as_what_it_is() -> None:
+    """As an address of their network, which no rule by name means."""
+    config = read_config(
+        None,
+        {
+            "listen": ["unix:/x"],
+            "reservation": [
+                {"mac": "52:54:00:00:00:01", "address": "10.0.2.30", "name": "carol"},
+            ],
+            "record": [{"name": "db", "type": "A", "data": "10.0.2.40"}],
+        },
+    )
+    groups = groups_of(config.network)
+    policy = NetworkPolicy.deny_all().allow_group("lan", on="tcp/22")
+    policy = policy.rule("allow carol.internal, db.internal, gateway.internal")
+
+    def said(flow: str, address: str | None = None) -> tuple[str, str]:
+        first, *_, last = explain(policy, groups, parse_flow(flow).at(address))
+        return first.partition(", at ")[2], last
+
+    guests = "of the guests' network: no rule by name means what guests are called"
+    assert said("tcp carol.internal:80") == (f"an address {guests}", "verdict: deny (default)")
+    assert said("tcp carol.internal:80", "10.0.2.30")[0] == f"10.0.2.30 {guests}"
+    assert said("tcp bob.internal:22")[1].startswith("verdict: allow (rule allow lan")
+    at_gateway = "an address of the gateway that the guest was given for"
+    assert said("udp gateway.internal:99")[0] == f"{at_gateway} gateway.internal"
+    assert said("tcp db.internal:99", "10.0.2.40")[1].startswith("verdict: allow")
