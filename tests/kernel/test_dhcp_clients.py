@@ -26,6 +26,7 @@ pytestmark = pytest.mark.kernel
 MAC = "52:54:00:00:00:0a"
 NEWCOMER = "52:54:00:00:00:0b"
 LEASE_TIME = 4  # seconds: a renewal is due after half of it
+LONG_LEASE_TIME = 60  # seconds: does not end by itself before it is given back
 
 NETWORKD = Path("/lib/systemd/systemd-networkd")
 
@@ -114,9 +115,9 @@ class Client:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[ServerProcess]:
+def serving(folder: Path, lease_time: int = LEASE_TIME) -> Iterator[ServerProcess]:
     """A server with a lease file and short leases."""
-    (folder / "net.toml").write_text(f"[network]\nlease_time = {LEASE_TIME}\n")
+    (folder / "net.toml").write_text(f"[network]\nlease_time = {lease_time}\n")
     options = ("--config", str(folder / "net.toml"), "--lease-file", str(folder / "leases"))
     server = ServerProcess(folder, 1500, options)
     server.start()
@@ -186,7 +187,7 @@ def test_a_client_of_linux(name: str, tmp_path: Path) -> None:
         assert client.address() == address
         assert server.report()["dhcp.nak"] == 0
     with (
-        serving(tmp_path) as server,
+        serving(tmp_path, LONG_LEASE_TIME) as server,
         running(server, "udhcpc", NEWCOMER, tmp_path / "newcomer") as newcomer,
         running(server, name, MAC, tmp_path / "client") as client,
     ):
@@ -198,5 +199,5 @@ def test_a_client_of_linux(name: str, tmp_path: Path) -> None:
             return now is not None and now.expires <= time.time() + 1
 
         # Sooner than its lease ends by itself.
-        until(is_free, f"the end of the lease of {name}: {client.words()}", LEASE_TIME / 2)
+        until(is_free, f"the end of the lease of {name}: {client.words()}", LONG_LEASE_TIME / 2)
         assert server.report()["dhcp.release_of_unknown"] == 0
