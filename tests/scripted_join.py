@@ -1,9 +1,28 @@
 """Scripted networks that have joined each other: servers without a socket, and time as argument."""
 
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
 from attrs import define, field
 
 from qemu_usernat.lan.port import JoinPort
-from tests.scripted_guest import ScriptedNetwork
+from qemu_usernat.policy.rules import NetworkPolicy
+from qemu_usernat.policy.settings import PolicySettings
+from qemu_usernat.primitives.addresses import parse_mac
+from qemu_usernat.wire.hello import (
+    Hello,
+    Member,
+)
+from tests.scripted_guest import (
+    GATEWAY,
+    OTHER_MAC,
+    ScriptedNetwork,
+    packed,
+)
+
+FAR = "10.0.2.115"
+THIRD = "10.0.2.215"
+THIRD_MAC = parse_mac("52:54:00:12:34:58")
 
 HEADER = 4  # bytes of the stream's length field
 
@@ -105,3 +124,53 @@ class Servers:
             for network in self.networks:
                 network.advance(1.0)
             self.settle()
+
+
+def network(number: int = 0, **settings: Any) -> ScriptedNetwork:
+    """One of several that lease different addresses of one subnet."""
+    first = IPv4Address("10.0.2.15") + 50 * number
+    defaults: dict[str, Any] = {"mtu": 1500, "first_lease": first, "last_lease": first + 49}
+    return ScriptedNetwork(**defaults | settings)
+
+
+def pair(**settings: Any) -> tuple[Servers, ScriptedNetwork, ScriptedNetwork]:
+    """Two that have joined."""
+    one, two = network(0, **settings), network(1, **settings)
+    servers = Servers(one, two)
+    servers.join(one, two)
+    servers.settle()
+    return servers, one, two
+
+
+def hello(**changes: Any) -> Hello:
+    """Of a server that fits to `network()`."""
+    told: dict[str, Any] = {
+        "speaker": Member("f" * 16, packed("10.0.2.200"), packed("10.0.2.210")),
+        "subnet": IPv4Network("10.0.2.0/24"),
+        "gateways": (packed(GATEWAY),),
+        "mtu": 1500,
+    }
+    return Hello(**told | changes)
+
+
+def joined(**changes: Any) -> tuple[ScriptedNetwork, End]:
+    one = network()
+    end = End(one, "join")
+    end.hears(hello(**changes).frame(OTHER_MAC))
+    assert end.port.accepted
+    return one, end
+
+
+def under(policy: NetworkPolicy, *networks: ScriptedNetwork) -> None:
+    """Let a policy hold there."""
+    for each in networks:
+        each.admission.replace(PolicySettings(policy=policy))
+        each.router.on_policy(True, each.now)
+
+
+def leases_any(network: ScriptedNetwork, mac: bytes) -> None:
+    """A machine asks for any address, and takes it (RFC 4039)."""
+    message = bytes([1, 1, 6, 0]) + mac[2:] + bytes(20) + mac.ljust(208, b"\0")
+    message += b"\x63\x82\x53\x63\x35\x01\x01\x50\x00\xff"
+    guest = network.guest(mac, "0.0.0.0")
+    guest.sends(guest.datagram(68, "255.255.255.255", 67, message))

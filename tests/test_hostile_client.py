@@ -13,6 +13,7 @@ from qemu_usernat.nat.holdings import HALF_OPEN_PER_GUEST
 from qemu_usernat.nat.tcp.flow import CONNECT_TIMEOUT
 from qemu_usernat.visits import HELD_MAXIMUM, VISITS_MAXIMUM, VISITS_PER_PORT, UdpDoor
 from qemu_usernat.wire.packets import SYN, TCP, UDP, Buffer
+from tests.scripted_client import ScriptedCaller
 from tests.scripted_guest import (
     GATEWAY,
     GUEST,
@@ -23,7 +24,6 @@ from tests.scripted_guest import (
     ScriptedNetwork,
     packed,
 )
-from tests.test_arrivals import ScriptedCaller
 
 ABSENT = "10.0.2.99"
 FRIEND = "198.51.100.9"

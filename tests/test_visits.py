@@ -248,8 +248,10 @@ def test_clients_of_many_ports_ask_for_their_guest_together() -> None:
         assert len(silent.hears()) == questions
 
 
-def test_who_takes_the_address_inherits_no_visit() -> None:
-    """Another machine's answer goes nowhere under a policy; the client's next word finds it."""
+@pytest.mark.parametrize("mac", [OTHER_MAC, GUEST_MAC], ids=["another MAC", "the same MAC"])
+def test_who_takes_the_address_inherits_no_visit(mac: bytes) -> None:
+    """Under a policy whoever is on another link is another machine, whatever it shows: its answer
+    goes nowhere, and the client's next word finds it."""
     here = Published(f"udp:5353:{OTHER}:53")
     here.network.router.switch.guard_sources(True)
     first = here.guest(mac=GUEST_MAC, address=OTHER)
@@ -258,7 +260,7 @@ def test_who_takes_the_address_inherits_no_visit() -> None:
     router = here.network.router
     router.switch.detach(first.port)
     router.on_link_down(first.port, here.network.now)
-    second = here.guest(mac=OTHER_MAC, address=OTHER, link="other")
+    second = here.guest(mac=mac, address=OTHER, link="other")
     second.sends(second.datagram(53, CLIENT, PORT, b"not asked"))
     assert here.sent == []
     here.client_says(b"question")
@@ -340,21 +342,6 @@ def test_a_guest_that_comes_on_another_link_has_its_visits() -> None:
     here.network.advance(IDLE_TIME)
     assert not router.visits._crowds
     here.network.assert_nothing_left()
-
-
-def test_a_machine_of_the_same_mac_on_another_link_inherits_no_visit() -> None:
-    """Where sources are guarded it is another one, whatever it shows."""
-    here = Published(f"udp:5353:{OTHER}:53")
-    here.network.router.switch.guard_sources(True)
-    first = here.guest(mac=GUEST_MAC, address=OTHER)
-    here.client_says(b"question")
-    first.hears()
-    router = here.network.router
-    router.switch.detach(first.port)
-    router.on_link_down(first.port, here.network.now)
-    second = here.guest(mac=GUEST_MAC, address=OTHER, link="other")
-    second.sends(second.datagram(53, CLIENT, PORT, b"not asked"))
-    assert here.sent == []
 
 
 def test_an_address_that_another_machine_of_the_link_has_is_followed() -> None:
