@@ -8,7 +8,6 @@ is reset if it does not come. It owns who waits, and when that ends; the call it
 """
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 from weakref import WeakSet, ref
@@ -24,7 +23,7 @@ from qemu_usernat.nat.tcp.sinks import HostStream
 from qemu_usernat.nat.tcp.states import GuestState
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import MS, NEVER, SECOND
-from qemu_usernat.whereabouts import ASK_INTERVAL, Whereabouts
+from qemu_usernat.whereabouts import ASK_INTERVAL, FailedCallback, Whereabouts, nobody_minds
 
 GUEST_WAIT = 10 * SECOND
 """How long a client waits for a guest that is not there: a link that comes back, the end of a
@@ -87,10 +86,6 @@ class _Waiting:
     until: float
 
 
-def _nobody_minds(publication: Publication, counted: str, now: float) -> None:
-    """Nobody is to know."""
-
-
 @define(eq=False)
 class Arrivals:
     """The clients of one network's published TCP ports."""
@@ -101,7 +96,7 @@ class Arrivals:
     counters: Counters
     waiting: list[_Waiting] = field(factory=list)
     """The longest first."""
-    on_failed: Callable[[Publication, str, float], None] = _nobody_minds
+    on_failed: FailedCallback = nobody_minds
     """Told of each client that found no guest, and as what it was counted."""
     _ask_at: float = NEVER
     _calls: "deque[tuple[float, ref[TcpFlow], Door]]" = field(factory=deque)

@@ -8,7 +8,7 @@ answered.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from functools import partial
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from qemu_usernat.nat.udp import IDLE_TIME
 from qemu_usernat.primitives.addresses import FlowKey, MacAddress
 from qemu_usernat.primitives.counters import Counters
 from qemu_usernat.primitives.time import NEVER, SECOND
-from qemu_usernat.whereabouts import Whereabouts
+from qemu_usernat.whereabouts import FailedCallback, Whereabouts, nobody_minds
 from qemu_usernat.wire.packets import Buffer
 
 VISITS_PER_PORT, VISITS_MAXIMUM = 4096, 16384
@@ -84,10 +84,6 @@ class _Held:
     until: float
 
 
-def _nobody_minds(publication: Publication, counted: str, now: float) -> None:
-    """Nobody is to know."""
-
-
 @define(eq=False, repr=False)
 class Visits:
     """The clients of one network's published UDP ports."""
@@ -97,7 +93,7 @@ class Visits:
     datagrams: Datagrams
     faces: Faces
     counters: Counters
-    on_failed: Callable[[Publication, str, float], None] = _nobody_minds
+    on_failed: FailedCallback = nobody_minds
     """Told of each client that found no guest in time, and as what it was counted."""
     by_key: dict[FlowKey, Visit] = field(factory=dict)
     """As the guest sees them."""

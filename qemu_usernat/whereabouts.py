@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from ipaddress import IPv4Address
 from itertools import islice
+from typing import TypeAlias
 
 from attrs import define, field
 
@@ -46,7 +47,11 @@ class _Resident:
     """When that link ended, where it has."""
 
 
-def _nobody_minds(*_: object) -> None:
+FailedCallback: TypeAlias = Callable[[Publication, str, float], None]
+"""Told of each client that found no guest, as what it was counted, and when."""
+
+
+def nobody_minds(*_: object) -> None:
     """Nobody is to know."""
 
 
@@ -58,9 +63,9 @@ class Whereabouts:
     switch: Switch
     delivery: Delivery
     services: Services
-    on_resident: Callable[[Guest], None] = _nobody_minds
+    on_resident: Callable[[Guest], None] = nobody_minds
     """Who is meant from now on where nobody was named."""
-    on_several: Callable[[], None] = _nobody_minds
+    on_several: Callable[[], None] = nobody_minds
     """Told once: from now on there are `several`."""
     several: bool = field(default=False, init=False)
     """Whether two guests, on two links, were ever there at once."""

@@ -8,6 +8,8 @@ import socket
 import urllib.request
 from contextlib import ExitStack
 
+import dns.message
+import dns.query
 import pytest
 
 from qemu_usernat import NetworkPolicy
@@ -21,6 +23,17 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]  # the first builds th
 
 GATEWAY = "10.0.2.2"
 SITE = "203.0.113.10"
+NAME_SERVER = rb"""
+# The question comes back with one A record: the identifier, a response of no error, one of each.
+cat >/tmp/question
+{
+    head -c 2 /tmp/question
+    printf '\201\200\0\1\0\1\0\0\0\0'
+    tail -c +13 /tmp/question
+    printf '\300\014\0\1\0\1\0\0\0\074\0\4\300\0\2\120'
+} >/tmp/answer
+cat /tmp/answer
+"""
 HERE, CLIENT = "172.20.8.1", "172.20.8.2"
 
 
@@ -73,6 +86,21 @@ def test_port_forward_udp(console: Console, usernat: Network) -> None:
             assert client.recv(65535) == payload
         one.send(b"again")
         assert one.recv(65535) == b"again"
+
+
+@pytest.mark.feature("published udp")
+def test_a_name_server_in_the_guest_is_asked_from_outside(
+    console: Console, usernat: Network
+) -> None:
+    """Its own DNS, at a port of the host; the gateway's is the guest's as before."""
+    console.write_file("/tmp/names", NAME_SERVER)
+    says(console, "socat UDP-RECVFROM:8012,fork EXEC:'sh /tmp/names' >/dev/null 2>&1 &")
+    says(console, "until busybox netstat -lun | grep -q ':8012 '; do sleep 0.1; done")
+    host, port = usernat.publish(8012, protocol="udp").address
+    question = dns.message.make_query("web.test", "A")
+    answer = dns.query.udp(question, host, timeout=20, port=port)
+    assert [item.address for item in answer.answer[0]] == ["192.0.2.80"]
+    assert GATEWAY in says(console, "nslookup gateway.internal")
 
 
 @pytest.mark.feature("published tcp")
